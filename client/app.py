@@ -1,0 +1,53 @@
+"""The Flower ClientApp: bytes in, the installed site agent, bytes out.
+
+Flower runs this at a site for a stock SuperNode and for its simulation engine. The code is the site's own wheel, not
+what a coordinator sent, and a message chooses neither the site's directory nor its keys.
+"""
+
+import logging
+import os
+from collections.abc import Callable
+
+from flwr.app import Context, Error, Message
+from flwr.clientapp import ClientApp
+
+from client.site_files import site_directory
+from common.errors import DataRefused, FederationError
+from common.flower import pack, unpack
+from common.passphrase import read_passphrase
+
+ERROR_CODE = 2
+UNSAID = "SiteError"
+
+_LOG = logging.getLogger("fedward.client.app")
+
+app = ClientApp()
+
+
+@app.query()
+def query(message: Message, context: Context) -> Message:
+    """Let the site's agent answer one message; the agent is rebuilt from disk, since the process may be a new one."""
+
+    def handle(body: bytes) -> bytes:
+        from client.agent import SiteAgent
+
+        directory = site_directory(context.node_config, os.environ)
+        with SiteAgent.open(directory, passphrase=read_passphrase(os.environ)) as agent:
+            return agent.handle(body)
+
+    return answer(message, handle)
+
+
+def answer(message: Message, handle: Callable[[bytes], bytes]) -> Message:
+    """The reply to one message. Of an exception only a name crosses the wire.
+
+    The name is the class name of a FederationError. Every other class, and DataRefused, becomes `SiteError`: which
+    exception a computation raised can depend on the records.
+    """
+    try:
+        return Message(pack(handle(unpack(message.content))), reply_to=message)
+    except Exception as error:
+        speaks = isinstance(error, FederationError) and not isinstance(error, DataRefused)
+        name = type(error).__name__ if speaks else UNSAID
+        _LOG.error("a message was not answered: %s", type(error).__name__)
+        return Message(Error(ERROR_CODE, name), reply_to=message)

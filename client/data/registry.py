@@ -1,0 +1,112 @@
+"""Which data a site has, whose budget each data set spends, and the sealed features themselves."""
+
+import hmac
+import json
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load, save
+
+from client.home import SiteHome
+from client.training.batch import PatientBatch
+from common.canonical import canonical_json
+from common.errors import DataRefused
+from common.privacy.admission import AdmissionFilter
+from common.privacy.budget import PrivacyBudget, PrivacyUnit
+from common.privacy.ledger import BudgetLedger
+
+
+def register_dataset(
+    home: SiteHome,
+    ledger: BudgetLedger,
+    *,
+    dataset: str,
+    features: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    patients: Sequence[str],
+    patient_ids: Sequence[str],
+    admission: AdmissionFilter,
+) -> str:
+    """Seal a data set and tie it to the population whose budget it spends.
+
+    A data set that shares a patient with a population joins it, whatever its name; otherwise it opens a population
+    of its own name, with the budget that the site's policy gives that name.
+
+    Args:
+        features: Shape (n, *inputs), finite.
+        labels: Shape (n,), class indices.
+        patients: n pseudonyms, one a record.
+        patient_ids: Every patient's own identifier, for keyed tags; the identifiers themselves are not kept.
+
+    Returns:
+        The name of the population.
+
+    Raises:
+        DataRefused: If it is empty, has values that are no finite numbers, belongs to two populations, or the policy
+            has no budget for it.
+    """
+    if len(labels) == 0:
+        raise DataRefused(f"{home.name}: data set {dataset!r} has 0 records", hint="register at least one patient")
+    broken = int(np.count_nonzero(~np.isfinite(features).reshape(len(features), -1).all(axis=1)))
+    if broken:
+        raise DataRefused(
+            f"{home.name}: {broken} of {len(features)} records hold values that are not finite numbers",
+            hint="impute or remove them before registration; a missing value is not a number",
+        )
+    known = _populations(home)
+    tags = _tags(home, patient_ids)
+    shared = [name for name, held in known.items() if not tags.isdisjoint(held)]
+    if len(shared) > 1:
+        raise DataRefused(f"{home.name}: data set {dataset!r} shares patients with {len(shared)} populations")
+    population = shared[0] if shared else dataset
+    if population not in ledger.populations:
+        _open_population(home, ledger, population, admission)
+    _, codes = np.unique(np.asarray(patients, dtype=str), return_inverse=True)
+    order = np.argsort(codes, kind="stable")
+    arrays = {
+        "features": np.ascontiguousarray(features[order], dtype=np.float32),
+        "labels": np.ascontiguousarray(labels[order], dtype=np.int64),
+        "patients": np.ascontiguousarray(codes[order], dtype=np.int64),
+    }
+    home.seal(home.root / "data" / f"{population}.sealed", save(arrays))
+    known[population] = sorted(tags | set(known.get(population, ())))
+    home.seal(home.root / "populations.sealed", canonical_json(known))
+    return population
+
+
+def load_dataset(home: SiteHome, population: str, *, classes: int) -> PatientBatch:
+    """The records of a population; an empty batch if none are there any more."""
+    try:
+        arrays = load(home.unseal(home.root / "data" / f"{population}.sealed"))
+    except FileNotFoundError:
+        return PatientBatch.empty(classes=classes)
+    return PatientBatch(
+        features=arrays["features"], labels=arrays["labels"], patients=arrays["patients"], classes=classes
+    )
+
+
+def _open_population(home: SiteHome, ledger: BudgetLedger, population: str, admission: AdmissionFilter) -> None:
+    limit = home.policy().budget.get(population)
+    if limit is None:
+        raise DataRefused(
+            f"{home.name}: the policy has no budget for population {population!r}",
+            hint=f"add [budget.{population}] with epsilon, epsilon_alone and delta to policy.toml",
+        )
+    budget = PrivacyBudget(
+        epsilon=limit.epsilon, epsilon_alone=limit.epsilon_alone, delta=limit.delta, unit=PrivacyUnit.PATIENT
+    )
+    ledger.open_population(population, budget=budget, admission=admission)
+
+
+def _populations(home: SiteHome) -> dict[str, list[str]]:
+    try:
+        known: dict[str, list[str]] = json.loads(home.unseal(home.root / "populations.sealed"))
+    except FileNotFoundError:
+        return {}
+    return known
+
+
+def _tags(home: SiteHome, patient_ids: Sequence[str]) -> set[str]:
+    key = home.secret("tags")
+    return {hmac.digest(key, patient.strip().casefold().encode(), "sha256").hex() for patient in patient_ids}

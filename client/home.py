@@ -1,0 +1,163 @@
+"""Where a site keeps what is its own: one directory that only its owner may read.
+
+    site.json           name and public key                     policy.toml, policy.sig   the site's rules, signed
+    identity.pem        signing key, encrypted PKCS8             trust.json                pinned keys of the others
+    storage.key         storage key, encrypted                   approvals.json            approved plan digests
+    secrets.sealed      keys for pseudonyms and patient tags     ledger.jsonl, ledger.head what was spent
+    populations.sealed  patient tags and data sets               witnesses.jsonl           heads of the others' ledgers
+    data/*.sealed       registered data sets                     runs/<run>/               state of a run, sealed
+"""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.canonical import canonical_json, digest_bytes
+from common.crypto.keys import SigningKey, VerifyKey
+from common.crypto.seal import StorageKey, open_sealed, seal_bytes
+from common.errors import ConfigurationError, OutputExists, TrustError
+from common.files import write_atomic
+from common.policy import SitePolicy
+from common.settings import read_settings
+from common.trust import TrustFile, read_trust, write_trust
+
+SECRET_BYTES = 32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SiteHome:
+    """An opened site directory: its paths and its keys. Made by `create_home` or `open_home`."""
+
+    root: Path
+    name: str
+    identity: SigningKey
+    storage: StorageKey
+
+    @property
+    def ledger_path(self) -> Path:
+        """The budget ledger."""
+        return self.root / "ledger.jsonl"
+
+    @property
+    def witness_path(self) -> Path:
+        """The heads of the other sites' ledgers that this site has seen."""
+        return self.root / "witnesses.jsonl"
+
+    def run_path(self, run_id: str) -> Path:
+        """The state of one run."""
+        return self.root / "runs" / run_id
+
+    def seal(self, path: Path, plain: bytes) -> None:
+        """Encrypt `plain` into `path`, atomically; it opens only under that name in this home."""
+        write_atomic(path, self.seal_for(self._purpose(path), plain))
+
+    def unseal(self, path: Path) -> bytes:
+        """What `seal` wrote to `path`; raises TrustError if it was changed, FileNotFoundError if it is not there."""
+        return self.unseal_for(self._purpose(path), path.read_bytes())
+
+    def seal_for(self, purpose: str, plain: bytes) -> bytes:
+        """Encrypt bytes for one purpose of this site."""
+        return seal_bytes(plain, self.storage, purpose=f"{self.name}/{purpose}")
+
+    def unseal_for(self, purpose: str, sealed: bytes) -> bytes:
+        """The bytes that `seal_for` was given for the same purpose; raises TrustError for anything else."""
+        return open_sealed(sealed, self.storage, purpose=f"{self.name}/{purpose}")
+
+    def secret(self, name: str) -> bytes:
+        """One of the site's 32-byte secrets: `pseudonyms` or `tags`."""
+        secrets: dict[str, str] = json.loads(self.unseal(self.root / "secrets.sealed"))
+        return bytes.fromhex(secrets[name])
+
+    def policy(self) -> SitePolicy:
+        """The site's rules; raises TrustError if the file changed since the site signed it."""
+        path = self.root / "policy.toml"
+        try:
+            signature = bytes.fromhex(json.loads((self.root / "policy.sig").read_bytes())["signature"])
+            content = path.read_bytes()
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise TrustError(f"{self.name}: the policy or its signature cannot be read") from error
+        try:
+            self.identity.public_key.verify("policy", content, signature)
+        except TrustError as error:
+            raise TrustError(
+                f"{self.name}: policy.toml is not the one this site signed", hint="review it and sign it again"
+            ) from error
+        return read_settings(path, SitePolicy)
+
+    def install_policy(self, content: bytes) -> SitePolicy:
+        """Check a policy, put it in place and sign it; nothing changes if it does not fit."""
+        candidate = self.root / ".policy.candidate.toml"
+        write_atomic(candidate, content)
+        try:
+            policy = read_settings(candidate, SitePolicy)
+        finally:
+            candidate.unlink()
+        signature = self.identity.sign("policy", content)
+        write_atomic(self.root / "policy.toml", content)
+        document = {"version": 1, "digest": digest_bytes("policy", content), "signature": signature.hex()}
+        write_atomic(self.root / "policy.sig", canonical_json(document) + b"\n")
+        return policy
+
+    def trust(self) -> TrustFile:
+        """The pinned keys of the coordinator and of every site."""
+        return read_trust(self.root / "trust.json")
+
+    def install_trust(self, trust: TrustFile) -> None:
+        """Pin the keys of a consortium; raises TrustError if this site stands in it with another key."""
+        if trust.site_key(self.name) != self.identity.public_key:
+            raise TrustError(f"{self.name}: the trust file names another key for this site")
+        write_trust(self.root / "trust.json", trust)
+
+    def approvals(self) -> dict[str, str]:
+        """Approved plan digests, each with the population whose budget it may spend."""
+        path = self.root / "approvals.json"
+        if not path.exists():
+            return {}
+        approved: dict[str, str] = json.loads(path.read_bytes())["plans"]
+        return approved
+
+    def approve(self, plan_digest: str, *, population: str) -> None:
+        """Allow one plan to spend the budget of one population; a changed plan has another digest."""
+        plans = {**self.approvals(), plan_digest: population}
+        write_atomic(self.root / "approvals.json", canonical_json({"version": 1, "plans": plans}) + b"\n")
+
+    def _purpose(self, path: Path) -> str:
+        return path.relative_to(self.root).as_posix()
+
+
+def create_home(root: Path, *, name: str, passphrase: bytes) -> SiteHome:
+    """Make a site directory with fresh keys; raises OutputExists if there is one already."""
+    if (root / "site.json").exists():
+        raise OutputExists(f"{root}: there is a site already")
+    root.mkdir(parents=True, exist_ok=True, mode=0o700)
+    os.chmod(root, 0o700)
+    home = SiteHome(root=root, name=name, identity=SigningKey.generate(), storage=StorageKey.generate())
+    write_atomic(root / "identity.pem", home.identity.to_pem(passphrase))
+    write_atomic(root / "storage.key", home.storage.to_sealed_bytes(passphrase))
+    secrets = {name: os.urandom(SECRET_BYTES).hex() for name in ("pseudonyms", "tags")}
+    home.seal(root / "secrets.sealed", canonical_json(secrets))
+    document = {"version": 1, "name": name, "public_key": home.identity.public_key.text}
+    write_atomic(root / "site.json", canonical_json(document) + b"\n")
+    return home
+
+
+def open_home(root: Path, *, passphrase: bytes) -> SiteHome:
+    """Open a site directory.
+
+    Raises:
+        ConfigurationError: If there is no site.
+        TrustError: If the passphrase is wrong or a key is not the one that site.json names.
+    """
+    try:
+        document = json.loads((root / "site.json").read_bytes())
+        name, public_key = document["name"], VerifyKey.parse(document["public_key"])
+        pem, sealed = (root / "identity.pem").read_bytes(), (root / "storage.key").read_bytes()
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigurationError(f"{root}: no site lives here, or its files cannot be read") from error
+    identity = SigningKey.from_pem(pem, passphrase)
+    if identity.public_key != public_key:
+        raise TrustError(f"{name}: identity.pem is not the key that site.json names")
+    return SiteHome(
+        root=root, name=name, identity=identity, storage=StorageKey.from_sealed_bytes(sealed, passphrase)
+    )

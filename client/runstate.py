@@ -1,0 +1,128 @@
+"""What a site must remember of a run between two messages: sealed on disk, so that any process can go on."""
+
+import json
+from base64 import b64decode, b64encode
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from client.home import SiteHome
+from common.canonical import canonical_json
+from common.crypto.masking import RunKeys, RunPublicKeys
+from common.errors import TrustError
+from common.files import write_atomic
+from common.plan import Manifest, TrainingPlan
+from common.wire_pb2 import Masked
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunState:
+    """One run as a site sees it.
+
+    Attributes:
+        population: Whose budget the run spends.
+        keys: This site's private keys of the run.
+        peers: The public run keys of every other site that joined; empty before the keys were exchanged.
+        ciphertexts: The ML-KEM ciphertext this site made for each peer whose name sorts later.
+        pair_secrets: The secrets known so far.
+        closed: No further round is answered.
+    """
+
+    plan: TrainingPlan
+    manifest: Manifest
+    population: str
+    keys: RunKeys
+    peers: dict[str, RunPublicKeys] = field(default_factory=dict)
+    ciphertexts: dict[str, bytes] = field(default_factory=dict)
+    pair_secrets: dict[str, bytes] = field(default_factory=dict)
+    closed: bool = False
+
+    def with_secrets(self, secrets: dict[str, bytes]) -> "RunState":
+        """The state that knows more pair secrets."""
+        return replace(self, pair_secrets={**self.pair_secrets, **secrets})
+
+
+def save_state(home: SiteHome, state: RunState) -> None:
+    """Seal the state, atomically."""
+    document = {
+        "version": 1,
+        "plan": state.plan.to_json(),
+        "manifest": state.manifest.to_json(),
+        "population": state.population,
+        "keys": _text(state.keys.to_bytes()),
+        "peers": {name: [_text(keys.x25519), _text(keys.mlkem)] for name, keys in state.peers.items()},
+        "ciphertexts": {name: _text(value) for name, value in state.ciphertexts.items()},
+        "pair_secrets": {name: _text(value) for name, value in state.pair_secrets.items()},
+        "closed": state.closed,
+    }
+    home.seal(home.run_path(state.manifest.run_id) / "state.sealed", canonical_json(document))
+
+
+def load_state(home: SiteHome, run_id: str) -> RunState:
+    """The state of a run; raises TrustError if this site never joined it."""
+    try:
+        document = json.loads(home.unseal(home.run_path(run_id) / "state.sealed"))
+    except FileNotFoundError as error:
+        raise TrustError(f"{home.name}: this site has not joined run {run_id!r}") from error
+    return RunState(
+        plan=TrainingPlan.model_validate(document["plan"]),
+        manifest=Manifest.model_validate(document["manifest"]),
+        population=document["population"],
+        keys=RunKeys.from_bytes(b64decode(document["keys"])),
+        peers={
+            name: RunPublicKeys(x25519=b64decode(pair[0]), mlkem=b64decode(pair[1]))
+            for name, pair in document["peers"].items()
+        },
+        ciphertexts={name: b64decode(value) for name, value in document["ciphertexts"].items()},
+        pair_secrets={name: b64decode(value) for name, value in document["pair_secrets"].items()},
+        closed=document["closed"],
+    )
+
+
+def joined(home: SiteHome, run_id: str) -> bool:
+    """Whether this site has a state for the run."""
+    return (home.run_path(run_id) / "state.sealed").exists()
+
+
+class Outbox:
+    """The last masked answer of a run, on disk before it is settled and sent; resent as it is after a crash."""
+
+    def __init__(self, home: SiteHome, run_id: str) -> None:
+        self._path = home.run_path(run_id) / "outbox.bin"
+
+    def write(self, answer: Masked) -> None:
+        """Put an answer on disk, in the place of the one before."""
+        write_atomic(self._path, answer.SerializeToString(deterministic=True))
+
+    def read(self) -> Masked | None:
+        """The last answer; None before the first."""
+        try:
+            return Masked.FromString(self._path.read_bytes())
+        except FileNotFoundError:
+            return None
+
+
+def save_local_update(home: SiteHome, run_id: str, round_number: int, units: NDArray[np.int64]) -> None:
+    """Keep a site's own noised update of one round, sealed: a retry masks it again and is not charged again."""
+    home.seal(_local_path(home, run_id, round_number), units.astype("<i8").tobytes())
+    for stale in home.run_path(run_id).glob("update-*.sealed"):
+        if stale != _local_path(home, run_id, round_number):
+            stale.unlink()
+
+
+def load_local_update(home: SiteHome, run_id: str, round_number: int) -> NDArray[np.int64] | None:
+    """The update kept for this round; None if there is none."""
+    try:
+        return np.frombuffer(home.unseal(_local_path(home, run_id, round_number)), dtype="<i8").astype(np.int64)
+    except FileNotFoundError:
+        return None
+
+
+def _local_path(home: SiteHome, run_id: str, round_number: int) -> Path:
+    return home.run_path(run_id) / f"update-{round_number:06d}.sealed"
+
+
+def _text(value: bytes) -> str:
+    return b64encode(value).decode()

@@ -1,0 +1,1 @@
+"""From a site's records to a clipped sum of its patients' gradients."""

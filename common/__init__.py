@@ -1,0 +1,1 @@
+"""The shared language of every part; imports none of the others."""

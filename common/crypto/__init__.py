@@ -1,0 +1,1 @@
+"""Keys, envelopes at rest and masks: everything that needs a cipher."""

@@ -1,0 +1,1 @@
+"""What privacy costs and who may spend it: budgets, events, accounting, admission, noise and the ledger."""

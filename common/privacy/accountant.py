@@ -1,0 +1,111 @@
+"""The epsilon that a list of events adds up to.
+
+Shown values come from dp-accounting's privacy loss distributions (Koskela et al. 2020, arXiv:1906.03049; connect the
+dots, Doroshenko et al. 2022, arXiv:2207.04380), checked against Renyi accounting that shares no code with it. Both
+are upper bounds, so the smaller is one too. The margin covers that summed discrete noise shares are counted as one
+Gaussian (Kairouz, Liu, Steinke 2021, arXiv:2102.06387).
+
+Events with sampling rate 1 are Gaussian sums and compose to a single one exactly: mu^2 = sum of steps / z^2.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from common.privacy.budget import View
+from common.privacy.events import MechanismEvent
+from common.privacy.gaussian import gaussian_epsilon, gaussian_mu
+from common.privacy.renyi import ORDERS, gaussian_rdp_curve, rdp_to_epsilon
+
+__all__ = ["EPSILON_MARGIN", "epsilon", "gaussian_epsilon", "gaussian_mu", "rdp_epsilon", "repeated_epsilon"]
+
+EPSILON_MARGIN = 0.01
+VALUE_INTERVAL = 1e-3
+_REFINED_BY = 10
+_MOST_INTERVALS = 1e5
+
+# (noise multiplier, sampling rate) -> how many steps of it
+Steps = Mapping[tuple[float, float], int]
+
+
+def epsilon(events: Sequence[MechanismEvent], *, delta: float, view: View) -> float:
+    """The total epsilon of all events at delta under add/remove-one, margin included; no event costs 0.
+
+    Holds for events that were fixed in advance; what was chosen adaptively is bounded by the admission filter.
+
+    Args:
+        events: In any order.
+        delta: In (0, 1).
+        view: Against whom.
+
+    Raises:
+        ValueError: If delta is outside (0, 1).
+    """
+    return _shown_epsilon(_merge(events, view), delta)
+
+
+def repeated_epsilon(*, noise_multiplier: float, sampling_rate: float, steps: int, delta: float) -> float:
+    """The total epsilon of one mechanism repeated, margin included: what `epsilon` says of such events."""
+    return _shown_epsilon(_compose_unsampled({(noise_multiplier, sampling_rate): steps}), delta)
+
+
+def rdp_epsilon(events: Sequence[MechanismEvent], *, delta: float, view: View) -> float:
+    """The total epsilon by Renyi accounting alone, without a margin; an independent upper bound."""
+    _check_delta(delta)
+    return _rdp_epsilon(_merge(events, view), delta)
+
+
+def _merge(events: Sequence[MechanismEvent], view: View) -> Steps:
+    steps: Counter[tuple[float, float]] = Counter()
+    for event in events:
+        steps[event.noise_multiplier_for(view), event.sampling_rate] += event.steps
+    return _compose_unsampled(dict(steps))
+
+
+def _compose_unsampled(steps: Steps) -> Steps:
+    """All steps with sampling rate 1 as one; the rest as they are, in an order that depends only on their values."""
+    merged: dict[tuple[float, float], int] = {key: steps[key] for key in sorted(steps) if key[1] < 1}
+    squared_mu = math.fsum(count / key[0] ** 2 for key, count in steps.items() if key[1] == 1)
+    if squared_mu > 0:
+        merged[1 / math.sqrt(squared_mu), 1.0] = 1
+    return merged
+
+
+def _shown_epsilon(steps: Steps, delta: float) -> float:
+    _check_delta(delta)
+    if not steps:
+        return 0.0
+    by_rdp = _rdp_epsilon(steps, delta)
+    interval = max(VALUE_INTERVAL, by_rdp / _MOST_INTERVALS)
+    by_pld = _pld_epsilon(steps, delta, interval)
+    if by_pld > by_rdp:
+        by_pld = _pld_epsilon(steps, delta, interval / _REFINED_BY)
+    return (by_pld if by_pld <= by_rdp else by_rdp) + EPSILON_MARGIN
+
+
+def _rdp_epsilon(steps: Steps, delta: float) -> float:
+    if not steps:
+        return 0.0
+    curve = np.zeros_like(ORDERS)
+    for (noise_multiplier, sampling_rate), count in steps.items():
+        curve += count * gaussian_rdp_curve(noise_multiplier=noise_multiplier, sampling_rate=sampling_rate)
+    return rdp_to_epsilon(curve, delta)
+
+
+def _pld_epsilon(steps: Steps, delta: float, interval: float) -> float:
+    from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent
+    from dp_accounting.pld import PLDAccountant
+
+    accountant: Any = PLDAccountant(value_discretization_interval=interval)
+    for (noise_multiplier, sampling_rate), count in steps.items():
+        step = GaussianDpEvent(noise_multiplier)
+        accountant.compose(step if sampling_rate == 1 else PoissonSampledDpEvent(sampling_rate, step), count)
+    return float(accountant.get_epsilon(delta))
+
+
+def _check_delta(delta: float) -> None:
+    if not 0 < delta < 1:
+        raise ValueError(f"delta lies strictly between 0 and 1, not {delta}")

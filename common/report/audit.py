@@ -1,0 +1,290 @@
+"""What a run's ledgers prove, offline and from files alone.
+
+A run leaves `sites/<name>/ledger.jsonl`, `witnesses.jsonl` (heads that the coordinator holds), each site's own
+`sites/<name>/witnesses.jsonl` (heads that it holds of the others) and `trust.json` (pinned keys).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from common.crypto.keys import VerifyKey
+from common.errors import ConfigurationError, FederationError, LedgerCorrupt, LedgerNotWitnessed, PrivacyBudgetExhausted
+from common.privacy.account import AttemptState, PopulationAccount
+from common.privacy.accountant import epsilon
+from common.privacy.budget import RELATION, View
+from common.privacy.entries import PopulationTerms, parse_line
+from common.privacy.events import MechanismEvent
+from common.privacy.verify import LedgerReport, verify_ledger
+from common.privacy.witness import SignedHead, WitnessBook
+from common.report.numbers import VERIFIED, over_limit
+from common.trust import TrustFile, read_trust
+
+VERDICT_VERSION = 1
+NOT_WITNESSED = "self-consistent, not witnessed"
+FAILED = "failed"
+LEDGER_NAME, WITNESS_NAME, TRUST_NAME, SITES_NAME = "ledger.jsonl", "witnesses.jsonl", "trust.json", "sites"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PopulationVerdict:
+    """What one population of a ledger spent.
+
+    Attributes:
+        epsilon: Total while at most the plan's number of sites cheats; everything reserved counts.
+        epsilon_alone: Total when everyone else cheats.
+        charged: Answers that were reserved; the next three add up to it.
+        unsettled: Reserved, neither settled nor burned: counted as spent.
+    """
+
+    name: str
+    epsilon: float
+    epsilon_limit: float
+    epsilon_alone: float
+    epsilon_alone_limit: float
+    delta: float
+    unit: str
+    relation: str
+    charged: int
+    settled: int
+    burned: int
+    unsettled: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LedgerVerdict:
+    """What one ledger proves.
+
+    Attributes:
+        site: Whose it is, by its first entry, else by its directory.
+        verdict: VERIFIED, NOT_WITNESSED or FAILED.
+        error: Why it failed, or why it is not witnessed; None if verified.
+        report: The verified content; None if it failed to verify.
+        populations: What was spent.
+    """
+
+    path: Path
+    site: str
+    verdict: str
+    error: FederationError | None
+    report: LedgerReport | None = None
+    populations: tuple[PopulationVerdict, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """One element of `ledgers` in the JSON document."""
+        report = self.report
+        return {
+            "path": str(self.path),
+            "site": self.site,
+            "verdict": self.verdict,
+            "error": None if self.error is None else {"name": type(self.error).__name__, "fact": self.error.fact},
+            "entries": report.entries if report else None,
+            "head": report.head.digest if report else None,
+            "witnessed_seq": report.witnessed_seq if report else None,
+            "key": report.key.text if report and report.key else None,
+            "key_pinned": report.key_pinned if report else None,
+            "populations": [
+                {name: getattr(population, name) for name in PopulationVerdict.__slots__}
+                for population in self.populations
+            ],
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditVerdict:
+    """What all given ledgers prove together."""
+
+    ledgers: tuple[LedgerVerdict, ...]
+
+    @property
+    def words(self) -> str:
+        """The worst verdict of any ledger."""
+        found = {ledger.verdict for ledger in self.ledgers}
+        return next(verdict for verdict in (FAILED, NOT_WITNESSED, VERIFIED) if verdict in found)
+
+    @property
+    def error(self) -> FederationError | None:
+        """None if all is verified; else every reason in one error of the first failure's kind."""
+        worst = [ledger.error for ledger in self.ledgers if ledger.verdict == self.words and ledger.error is not None]
+        if not worst:
+            return None
+        hints = list(dict.fromkeys(error.hint for error in worst if error.hint))
+        return type(worst[0])("\n".join(error.fact for error in worst), hint="; ".join(hints))
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSON document of `fedward audit verify --format json`."""
+        return {
+            "version": VERDICT_VERSION,
+            "verdict": self.words,
+            "ledgers": [ledger.to_json() for ledger in self.ledgers],
+        }
+
+
+@dataclass(slots=True, kw_only=True)
+class _Evidence:
+    """What vouches for ledgers: pinned keys, and books by path, each opened once."""
+
+    trust: TrustFile | None = None
+    books: dict[Path, WitnessBook] = field(default_factory=dict)
+
+    def add_book(self, path: Path) -> None:
+        self.books.setdefault(path.resolve(), WitnessBook(path, holder="auditor"))
+
+    def heads(self, site: str, ledger: Path) -> list[SignedHead]:
+        """Heads of a site from every book but its own: nobody is a witness of himself."""
+        own = ledger.with_name(WITNESS_NAME).resolve()
+        return [head for path, book in self.books.items() if path != own for head in book.heads(site)]
+
+    def key(self, site: str) -> VerifyKey | None:
+        return self.trust.site_key(site) if self.trust is not None and site in self.trust.sites else None
+
+
+def verify_paths(
+    paths: Sequence[Path], *, witness_files: Sequence[Path] = (), trust_file: Path | None = None
+) -> AuditVerdict:
+    """Verify run directories and single ledgers; a ledger that fails is reported beside the others, not raised.
+
+    Args:
+        paths: Run directories, or ledger files. The run's witness and trust files are found beside its ledgers.
+        witness_files: More books of heads; they are used besides those that are found.
+        trust_file: Pinned keys, instead of the one that is found.
+
+    Raises:
+        ConfigurationError: If a path holds no ledger, or a given file is missing or malformed.
+        LedgerCorrupt: If a book of heads cannot be read or contradicts itself.
+    """
+    if not paths:
+        raise ValueError("there is at least one path to verify")
+    for path in witness_files:
+        if not path.is_file():
+            raise ConfigurationError(f"{path}: no such witness file")
+    given_trust = read_trust(trust_file) if trust_file is not None else None
+    verdicts: list[LedgerVerdict] = []
+    for path in paths:
+        if path.is_dir():
+            verdicts += _verify_run(path, witness_files, given_trust)
+        elif path.is_file():
+            evidence = _evidence(_run_of(path), witness_files, given_trust)
+            verdicts.append(_verify_ledger(path, None, evidence))
+        else:
+            raise ConfigurationError(f"{path}: no such run directory or ledger")
+    return AuditVerdict(ledgers=tuple(verdicts))
+
+
+def _verify_run(run: Path, witness_files: Sequence[Path], trust: TrustFile | None) -> list[LedgerVerdict]:
+    evidence = _evidence(run, witness_files, trust)
+    found = {path.parent.name: path for path in run.glob(f"{SITES_NAME}/*/{LEDGER_NAME}")}
+    expected = set(evidence.trust.sites) if evidence.trust is not None else set()
+    if not found and not expected:
+        raise ConfigurationError(f"{run}: no ledger at {SITES_NAME}/<name>/{LEDGER_NAME}")
+    verdicts = []
+    for name in sorted(found.keys() | expected):
+        path = found.get(name, run / SITES_NAME / name / LEDGER_NAME)
+        if name in found:
+            verdicts.append(_verify_ledger(path, name, evidence))
+        else:
+            error = LedgerCorrupt(f"{name}: the ledger is missing", hint=f"{TRUST_NAME} pins a key for every site")
+            verdicts.append(LedgerVerdict(path=path, site=name, verdict=FAILED, error=error))
+    return verdicts
+
+
+def _run_of(ledger: Path) -> Path:
+    """The run that a ledger file lies in, or its own directory when it was handed over alone."""
+    parents = ledger.resolve().parents
+    return parents[2] if len(parents) > 2 and parents[1].name == SITES_NAME else parents[0]
+
+
+def _evidence(run: Path, witness_files: Sequence[Path], trust: TrustFile | None) -> _Evidence:
+    evidence = _Evidence(trust=trust)
+    if trust is None and (run / TRUST_NAME).is_file():
+        evidence.trust = read_trust(run / TRUST_NAME)
+    beside = [run / WITNESS_NAME, *sorted(run.glob(f"{SITES_NAME}/*/{WITNESS_NAME}"))]
+    for path in [*witness_files, *(path for path in beside if path.is_file())]:
+        evidence.add_book(path)
+    return evidence
+
+
+def _verify_ledger(path: Path, directory_site: str | None, evidence: _Evidence) -> LedgerVerdict:
+    content = path.read_bytes()
+    named = _named_site(content)
+    site = directory_site or named or path.stem
+    try:
+        if named is not None and named != site:
+            raise LedgerCorrupt("entry 1: this is the ledger of another site", hint="the files were swapped")
+        key, heads = evidence.key(site), evidence.heads(site, path)
+        report = verify_ledger(content, key=key, heads=heads)
+        populations = tuple(_population(name, account) for name, account in report.populations.items())
+        _check_limits(populations)
+    except FederationError as error:
+        named_error = type(error)(f"{site}: {error.fact}", hint=error.hint)
+        return LedgerVerdict(path=path, site=site, verdict=FAILED, error=named_error)
+    missing = _missing(report)
+    return LedgerVerdict(
+        path=path,
+        site=site,
+        verdict=NOT_WITNESSED if missing else VERIFIED,
+        error=LedgerNotWitnessed(f"{site}: {NOT_WITNESSED}: {missing}", hint=_MISSING_HINT) if missing else None,
+        report=report,
+        populations=populations,
+    )
+
+
+_MISSING_HINT = "give the pinned keys with --trust, and heads that another party holds with --witness"
+
+
+def _missing(report: LedgerReport) -> str:
+    """What keeps a self-consistent ledger from being verified; "" if nothing does."""
+    reasons = []
+    if not report.key_pinned:
+        reasons.append("its key is the one that the ledger names itself")
+    if report.witnessed_seq is None:
+        reasons.append("nobody holds a head of it")
+    return " and ".join(reasons)
+
+
+def _named_site(content: bytes) -> str | None:
+    """The site that a ledger's first entry names, unverified; None if it cannot be read."""
+    try:
+        entry, _ = parse_line(content.split(b"\n", 1)[0])
+    except (ValueError, FederationError):
+        return None
+    return entry.payload.site if isinstance(entry.payload, PopulationTerms) else None
+
+
+def _population(name: str, account: PopulationAccount) -> PopulationVerdict:
+    budget, events = account.budget, account.events
+    return PopulationVerdict(
+        name=name,
+        epsilon=_epsilon(events, budget.delta, View.TRUSTED),
+        epsilon_limit=budget.epsilon,
+        epsilon_alone=_epsilon(events, budget.delta, View.ALONE),
+        epsilon_alone_limit=budget.epsilon_alone,
+        delta=budget.delta,
+        unit=budget.unit.value,
+        relation=RELATION,
+        charged=account.reserves,
+        settled=account.count(AttemptState.SETTLED),
+        burned=account.count(AttemptState.BURNED),
+        unsettled=len(account.unsettled),
+    )
+
+
+@lru_cache(maxsize=256)
+def _epsilon(events: tuple[MechanismEvent, ...], delta: float, view: View) -> float:
+    """Sites of one run were charged the same events: derive their number once."""
+    return epsilon(events, delta=delta, view=view)
+
+
+def _check_limits(populations: Sequence[PopulationVerdict]) -> None:
+    for population in populations:
+        for words, spent, limit in (
+            ("epsilon", population.epsilon, population.epsilon_limit),
+            ("epsilon alone", population.epsilon_alone, population.epsilon_alone_limit),
+        ):
+            if over_limit(spent, limit):
+                raise PrivacyBudgetExhausted(
+                    f"population {population.name!r} spent {words} = {spent:.4f} of {limit:.4f} at delta = "
+                    f"{population.delta:g}, per {population.unit}, {population.relation}"
+                )

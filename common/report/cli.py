@@ -1,0 +1,114 @@
+"""`fedward audit`: check what was spent, offline, from files alone."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from common.report.audit import AuditVerdict, LedgerVerdict
+
+audit = typer.Typer(
+    name="audit", no_args_is_help=True, add_completion=False, help="Check what was spent, offline, from files alone."
+)
+
+
+class OutputFormat(StrEnum):
+    """How the result is printed."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
+@audit.callback()
+def _group() -> None:
+    """Check what was spent, offline, from files alone."""
+
+
+@audit.command()
+def verify(
+    paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Run directories, or single ledgers.")],
+    witness: Annotated[
+        list[Path] | None,
+        typer.Option("--witness", metavar="FILE", help="Heads that another party holds; besides those of the run."),
+    ] = None,
+    trust: Annotated[
+        Path | None, typer.Option("--trust", metavar="FILE", help="Pinned keys; instead of the run's trust.json.")
+    ] = None,
+    output: Annotated[OutputFormat, typer.Option("--format", help="How to print the result.")] = OutputFormat.TEXT,
+) -> None:
+    """Verify ledgers: signatures, chain, witnessed heads, and every epsilon anew against its limit.
+
+    Exit codes: 0 verified, 10 self-consistent but not witnessed, 9 corrupt, 12 a false head, 7 over a limit.
+    """
+    from common.report.audit import verify_paths
+
+    verdict = verify_paths(paths, witness_files=witness or (), trust_file=trust)
+    if output is OutputFormat.JSON:
+        import json
+
+        typer.echo(json.dumps(verdict.to_json(), ensure_ascii=False))
+    else:
+        typer.echo(_as_text(verdict))
+    if verdict.error is not None:
+        raise verdict.error
+
+
+_HEADINGS = ("site", "population", "ε", "limit", "ε alone", "limit", "δ", "unit", "entries", "witnessed", "verdict")
+_MEANING = "ε holds if at most the plan's number of sites cheats, ε alone if all others do"
+
+
+def _as_text(verdict: "AuditVerdict") -> str:
+    rows = [row for ledger in verdict.ledgers for row in _rows(ledger)]
+    widths = [max(len(row[column]) for row in (_HEADINGS, *rows)) for column in range(len(_HEADINGS))]
+    lines = [
+        "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)) for row in [_HEADINGS, *rows]
+    ]
+    heads = [f"head of {ledger.site}: {ledger.report.head.digest}" for ledger in verdict.ledgers if ledger.report]
+    notes = [note for ledger in verdict.ledgers for note in _notes(ledger)]
+    relations = sorted({population.relation for ledger in verdict.ledgers for population in ledger.populations})
+    guarantee = [
+        f"relation: {', '.join(relations)}; ε: at most the plan's number of sites cheats; ε alone: all others do"
+    ]
+    table = "\n".join(line.rstrip() for line in lines)
+    blocks = [table, "\n".join(heads), "\n".join((guarantee if relations else []) + notes), f"verdict: {verdict.words}"]
+    return "\n\n".join(block for block in blocks if block)
+
+
+def _rows(ledger: "LedgerVerdict") -> list[tuple[str, ...]]:
+    from common.report.numbers import round_up
+
+    report = ledger.report
+    if report is None:
+        return [(ledger.site, *("-" for _ in _HEADINGS[2:]), ledger.verdict)]
+    witnessed = "nobody" if report.witnessed_seq is None else f"up to {report.witnessed_seq}"
+    end = (str(report.entries), witnessed, ledger.verdict)
+    return [
+        (
+            ledger.site,
+            population.name,
+            round_up(population.epsilon),
+            f"{population.epsilon_limit:.2f}",
+            round_up(population.epsilon_alone),
+            f"{population.epsilon_alone_limit:.2f}",
+            f"{population.delta:g}",
+            population.unit,
+            *end,
+        )
+        for population in ledger.populations
+    ] or [(ledger.site, *("-" for _ in _HEADINGS[4:]), *end)]
+
+
+def _notes(ledger: "LedgerVerdict") -> list[str]:
+    notes = []
+    if ledger.report is not None and ledger.report.key is not None and not ledger.report.key_pinned:
+        notes.append(f"{ledger.site}: key {ledger.report.key.fingerprint} is taken from the ledger itself, not pinned")
+    for population in ledger.populations:
+        parts = [f"{population.settled} settled"]
+        if population.burned:
+            parts.append(f"{population.burned} burned")
+        if population.unsettled:
+            parts.append(f"{population.unsettled} unsettled, counted as spent")
+        notes.append(f"{ledger.site}: {population.charged} answers charged in {population.name}: {', '.join(parts)}")
+    return notes

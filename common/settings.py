@@ -1,0 +1,101 @@
+"""TOML files read into frozen models; an error names the file, the key and the nearest key that exists."""
+
+import difflib
+import json
+import math
+import tomllib
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from common.errors import ConfigurationError
+
+MAXIMUM_FILE_BYTES = 4 << 20
+
+
+class Settings(BaseModel):
+    """A frozen table of settings: unknown keys, NaN and infinities are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=False)
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def read_settings(path: Path, model: type[Model]) -> Model:
+    """Read one TOML file into `model`.
+
+    Raises:
+        ConfigurationError: If the file is missing, too large, not TOML, or does not fit the model. The
+            message names the file and every key at fault; an unknown key comes with the nearest known one.
+    """
+    try:
+        if path.stat().st_size > MAXIMUM_FILE_BYTES:
+            raise ConfigurationError(f"{path}: larger than {MAXIMUM_FILE_BYTES} bytes")
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigurationError(f"{path}: no such file") from error
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigurationError(f"{path}: cannot be read as TOML: {error}") from error
+    return parse_settings(document, model, source=str(path))
+
+
+def parse_json_settings(content: bytes, model: type[Model], *, source: str) -> Model:
+    """Fit a JSON document into `model`; raises ConfigurationError as `read_settings` does."""
+    try:
+        document = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise ConfigurationError(f"{source}: cannot be read as JSON: {error}") from error
+    if not isinstance(document, dict):
+        raise ConfigurationError(f"{source}: holds no JSON object")
+    return parse_settings(document, model, source=source)
+
+
+def parse_settings(document: dict[str, Any], model: type[Model], *, source: str) -> Model:
+    """Fit an already parsed document into `model`; raises ConfigurationError as `read_settings` does."""
+    try:
+        return model.model_validate(document)
+    except ValidationError as error:
+        faults = [_describe(fault, model) for fault in error.errors(include_url=False)]
+        raise ConfigurationError(f"{source}: " + "; ".join(faults), hint=_hint(faults)) from error
+
+
+def _hint(faults: list[str]) -> str:
+    return "correct the key" if len(faults) == 1 else f"correct the {len(faults)} keys"
+
+
+def _describe(fault: Any, model: type[BaseModel]) -> str:
+    location = ".".join(str(part) for part in fault["loc"])
+    if fault["type"] == "extra_forbidden":
+        known = _known_keys(model, fault["loc"][:-1])
+        close = difflib.get_close_matches(str(fault["loc"][-1]), known, n=1, cutoff=0.5)
+        nearest = f"; did you mean {close[0]!r}?" if close else f"; known keys: {', '.join(sorted(known))}"
+        return f"unknown key {location!r}{nearest}"
+    if fault["type"] == "missing":
+        return f"key {location!r} is missing"
+    reason = fault["msg"].removeprefix("Value error, ")
+    return f"{location or 'document'}: {reason} (got {_shown(fault['input'])})"
+
+
+def _known_keys(model: type[BaseModel], path: tuple[Any, ...]) -> list[str]:
+    current: type[BaseModel] | None = model
+    for part in path:
+        if current is None:
+            return []
+        field = current.model_fields.get(str(part))
+        current = _model_in(field.annotation) if field is not None else current
+    return list(current.model_fields) if current is not None else []
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for part in get_args(annotation) if (found := _model_in(part)) is not None), None)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,59 @@
+"""Which sites are asked next: those that joined, without those that refused or went silent."""
+
+from collections.abc import Iterable
+from typing import Final
+
+from common.errors import QuorumLost
+
+MISSES_ALLOWED: Final = 2
+
+
+class Cohort:
+    """The sites of a run that can still be counted on.
+
+    A site that refuses leaves for good, with the name of its error. A site that is silent is left out for the rest of
+    the round, and after two silent rounds for the rest of the run.
+    """
+
+    def __init__(self, sites: Iterable[str], *, minimum: int) -> None:
+        self._sites = sorted(sites)
+        self._minimum = minimum
+        self._resting: set[str] = set()
+        self._misses: dict[str, int] = {}
+        self.left: dict[str, str] = {}
+
+    def select(self) -> list[str]:
+        """The next cohort, sorted.
+
+        Raises:
+            QuorumLost: If fewer than the minimum are left; the message says who left and why.
+        """
+        chosen = [site for site in self._sites if site not in self.left and site not in self._resting]
+        if len(chosen) < self._minimum:
+            reasons = ", ".join(f"{site}: {reason}" for site, reason in sorted(self.left.items())) or "no answer"
+            raise QuorumLost(
+                f"{len(chosen)} of {len(self._sites)} sites are left, the minimum cohort is {self._minimum} ({reasons})",
+                hint="what the sites spent so far stands in their ledgers; nothing of the model is lost",
+            )
+        return chosen
+
+    def refused(self, site: str, error_name: str) -> None:
+        """A site said no."""
+        self.left[site] = error_name
+
+    def silent(self, site: str) -> None:
+        """A site did not answer in time."""
+        self._misses[site] = self._misses.get(site, 0) + 1
+        if self._misses[site] >= MISSES_ALLOWED:
+            self.left[site] = "NoReply"
+        else:
+            self._resting.add(site)
+
+    def next_round(self) -> None:
+        """Silent sites get another chance."""
+        self._resting.clear()
+
+    @property
+    def present(self) -> list[str]:
+        """Every site that has not left for good."""
+        return [site for site in self._sites if site not in self.left]

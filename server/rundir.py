@@ -1,0 +1,116 @@
+"""What a coordinator prepares before a run and leaves behind after it: one directory.
+
+    plan.json, manifest.json   signed documents               models/round-NNNN.f32   released models, if kept
+    trust.json                 pinned keys                    witnesses.jsonl         heads of the sites' ledgers
+    coordinator.pem            signing key, encrypted         result.json             rounds, attempts, sites, bytes
+    run.json                   settings of this run           model/                  the released model, signed
+"""
+
+import json
+from base64 import b64decode, b64encode
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from common.canonical import canonical_json
+from common.crypto.keys import SigningKey
+from common.errors import ConfigurationError, TrustError
+from common.files import write_atomic
+from common.plan import Manifest, TrainingPlan
+from common.settings import Settings, parse_json_settings
+from common.trust import TrustFile, read_trust, write_trust
+
+
+class RunSettings(Settings):
+    """How the coordinator runs, beyond what the plan says; nothing here concerns privacy.
+
+    Attributes:
+        seed: Of the public initial model.
+        setup_timeout_s: Longest wait for sites to join.
+        round_timeout_s: Longest wait for the answers of one attempt.
+        keep_models: Keep every round's released model for the learning curve.
+    """
+
+    version: int = 1
+    seed: int = 0
+    setup_timeout_s: float = Field(default=120.0, gt=0)
+    round_timeout_s: float = Field(default=120.0, gt=0)
+    keep_models: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreparedRun:
+    """A run directory, opened."""
+
+    root: Path
+    plan: TrainingPlan
+    manifest: Manifest
+    trust: TrustFile
+    key: SigningKey
+    settings: RunSettings
+
+    def model_path(self, round_number: int) -> Path:
+        """Where the released model of one round is kept."""
+        return self.root / "models" / f"round-{round_number:04d}.f32"
+
+
+def prepare_run(
+    root: Path,
+    *,
+    plan: TrainingPlan,
+    manifest: Manifest,
+    trust: TrustFile,
+    key: SigningKey,
+    passphrase: bytes,
+    settings: RunSettings,
+) -> PreparedRun:
+    """Write everything that a coordinator process needs to run this plan."""
+    write_document(root / "plan.json", "plan", plan.to_json(), key)
+    write_document(root / "manifest.json", "manifest", manifest.to_json(), key)
+    write_trust(root / "trust.json", trust)
+    write_atomic(root / "coordinator.pem", key.to_pem(passphrase))
+    write_atomic(root / "run.json", canonical_json(settings.model_dump(mode="json")) + b"\n")
+    return PreparedRun(root=root, plan=plan, manifest=manifest, trust=trust, key=key, settings=settings)
+
+
+def load_run(root: Path, *, passphrase: bytes) -> PreparedRun:
+    """Open a prepared run; raises TrustError or ConfigurationError if a document is changed or missing."""
+    trust = read_trust(root / "trust.json")
+    try:
+        key = SigningKey.from_pem((root / "coordinator.pem").read_bytes(), passphrase)
+        content = (root / "run.json").read_bytes()
+    except OSError as error:
+        raise ConfigurationError(f"{root}: no prepared run, or its files cannot be read") from error
+    if key.public_key != trust.coordinator_key:
+        raise TrustError("coordinator.pem is not the pinned coordinator key")
+    plan = read_document(root / "plan.json", "plan", trust)
+    manifest = read_document(root / "manifest.json", "manifest", trust)
+    return PreparedRun(
+        root=root,
+        plan=parse_json_settings(canonical_json(plan), TrainingPlan, source="plan.json"),
+        manifest=parse_json_settings(canonical_json(manifest), Manifest, source="manifest.json"),
+        trust=trust,
+        key=key,
+        settings=parse_json_settings(content, RunSettings, source="run.json"),
+    )
+
+
+def write_document(path: Path, domain: str, document: dict[str, Any], key: SigningKey) -> None:
+    """Write `{"<domain>": document, "signature": base64}`, signed over the document's canonical form."""
+    signature = b64encode(key.sign(domain, canonical_json(document))).decode()
+    write_atomic(path, canonical_json({domain: document, "signature": signature}) + b"\n", mode=0o644)
+
+
+def read_document(path: Path, domain: str, trust: TrustFile) -> dict[str, Any]:
+    """Read what `write_document` wrote; raises TrustError unless the pinned coordinator signed it."""
+    try:
+        signed = json.loads(path.read_bytes())
+        document, signature = signed[domain], b64decode(signed["signature"], validate=True)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigurationError(f"{path}: no signed {domain} can be read") from error
+    trust.coordinator_key.verify(domain, canonical_json(document), signature)
+    if not isinstance(document, dict):
+        raise ConfigurationError(f"{path}: the {domain} is no JSON object")
+    return document

@@ -1,0 +1,153 @@
+"""The real records of a scenario, and which of them are public: fixed by the scenario, the same for every seed."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from common.errors import ConfigurationError, DataRefused
+from simulations.scenario import DataSection
+
+LABEL_COLUMN = "diagnosis"
+FILE_COLUMN = "file"
+INDEX_FILE = "index.csv"
+_RULE = "fedward/public-rows/v1"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceRows:
+    """Records as a data set's publisher gives them, without identities.
+
+    Attributes:
+        frame: Shape (n, ...): the label as text in `diagnosis`, and either one column a feature or the column `file`.
+        patients: Shape (n,), patient index 0..P-1 of each record.
+        classes: Class names; the label column holds nothing else.
+        directory: Where the files are; None for a table.
+    """
+
+    frame: pl.DataFrame
+    patients: NDArray[np.int64]
+    classes: tuple[str, ...]
+    directory: Path | None = None
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """Shape (n,), class index of each record."""
+        index = {name: position for position, name in enumerate(self.classes)}
+        return np.array([index[label] for label in self.frame.get_column(LABEL_COLUMN)], dtype=np.int64)
+
+    @property
+    def patient_labels(self) -> NDArray[np.int64]:
+        """Shape (P,), class of each patient: that of the patient's first record."""
+        _, first = np.unique(self.patients, return_index=True)
+        return self.labels[first]
+
+    @property
+    def feature_columns(self) -> list[str]:
+        """Names of the feature columns of a table."""
+        return [name for name in self.frame.columns if name not in (LABEL_COLUMN, FILE_COLUMN)]
+
+    def rows_of(self, patients: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Record indices of some patients, ascending."""
+        return np.flatnonzero(np.isin(self.patients, patients))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PublicSplit:
+    """Patient indices by their part: tuning and test patients are public, the private ones go to the sites."""
+
+    tuning: NDArray[np.int64]
+    test: NDArray[np.int64]
+    private: NDArray[np.int64]
+
+
+def load_source(data: DataSection, classes: tuple[str, ...], data_path: Path | None) -> SourceRows:
+    """Read a scenario's records.
+
+    Raises:
+        ConfigurationError: If the scenario needs a data directory and none is given.
+        DataRefused: If what is there does not fit the scenario.
+    """
+    if data.source == "sklearn:breast_cancer":
+        return _breast_cancer(classes)
+    if data_path is None:
+        raise ConfigurationError(
+            "this scenario needs a directory of images", hint=f"give --data DIR with {INDEX_FILE} and the images"
+        )
+    return _image_index(data_path, classes)
+
+
+def split_public(source: SourceRows, data: DataSection) -> PublicSplit:
+    """Choose the public patients by a rule that looks at nothing but labels and positions.
+
+    Patients are ordered by the SHA-256 of rule, source and position, within each class; every part takes its share of
+    each class by largest remainder. No seed changes it.
+    """
+    labels = source.patient_labels
+    keys = [
+        hashlib.sha256(f"{_RULE}/{data.source}/{position}".encode()).digest() for position in range(len(labels))
+    ]
+    order = sorted(range(len(labels)), key=lambda position: keys[position])
+    if len(labels) <= data.public_rows:
+        raise DataRefused(f"{len(labels)} patients leave none private beside {data.public_rows} public ones")
+    public = _stratified(order, labels, data.public_rows)
+    tuning = _stratified([row for row in order if row in set(public)], labels, data.public_tuning_rows)
+    test = sorted(set(public) - set(tuning))
+    private = sorted(set(range(len(labels))) - set(public))
+    return PublicSplit(
+        tuning=np.array(sorted(tuning), dtype=np.int64),
+        test=np.array(test, dtype=np.int64),
+        private=np.array(private, dtype=np.int64),
+    )
+
+
+def _stratified(order: list[int], labels: NDArray[np.int64], count: int) -> list[int]:
+    by_class = {value: [row for row in order if labels[row] == value] for value in np.unique(labels[order])}
+    exact = {value: count * len(rows) / len(order) for value, rows in by_class.items()}
+    sizes = {value: int(share) for value, share in exact.items()}
+    for value in sorted(exact, key=lambda value: sizes[value] - exact[value])[: count - sum(sizes.values())]:
+        sizes[value] += 1
+    return [row for value, rows in by_class.items() for row in rows[: sizes[value]]]
+
+
+def _breast_cancer(classes: tuple[str, ...]) -> SourceRows:
+    """Wisconsin Diagnostic Breast Cancer, 569 patients, bundled with scikit-learn."""
+    from sklearn.datasets import load_breast_cancer
+
+    bundle = load_breast_cancer()
+    names = [str(name) for name in bundle.target_names]
+    if sorted(names) != sorted(classes):
+        raise ConfigurationError(f"this data has the classes {sorted(names)}, the plan {sorted(classes)}")
+    frame = pl.DataFrame(
+        {
+            LABEL_COLUMN: [names[target] for target in bundle.target],
+            **{str(name): bundle.data[:, column] for column, name in enumerate(bundle.feature_names)},
+        }
+    )
+    return SourceRows(frame=frame, patients=np.arange(frame.height, dtype=np.int64), classes=classes)
+
+
+def _image_index(directory: Path, classes: tuple[str, ...]) -> SourceRows:
+    path = directory / INDEX_FILE
+    if not path.is_file():
+        raise DataRefused(f"{directory}: there is no {INDEX_FILE}", hint="columns: file, label, patient")
+    try:
+        index = pl.read_csv(path, infer_schema=False)
+        frame = index.select(pl.col("label").alias(LABEL_COLUMN), pl.col("file").alias(FILE_COLUMN))
+        patients = index.get_column("patient")
+    except pl.exceptions.PolarsError as error:
+        raise DataRefused(f"{path.name}: not a CSV file with the columns file, label, patient") from error
+    strangers = set(frame.get_column(LABEL_COLUMN).unique()) - set(classes)
+    if strangers:
+        raise DataRefused(f"{path.name}: {len(strangers)} labels are not among the plan's classes {list(classes)}")
+    _, codes = np.unique(patients.to_numpy(), return_inverse=True)
+    folder = directory / "images"
+    return SourceRows(
+        frame=frame,
+        patients=codes.astype(np.int64),
+        classes=classes,
+        directory=folder if folder.is_dir() else directory,
+    )

@@ -1,0 +1,68 @@
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+
+from common.flower import pack, unpack
+
+
+def test_a_packed_body_comes_back_as_the_same_object() -> None:
+    body = bytes(range(256)) * 40
+    assert unpack(pack(body)) is body
+
+
+def test_the_content_is_one_array_record_of_one_uint8_array() -> None:
+    content = pack(b"abc")
+    ((record,),) = [list(content.array_records.values())]
+    (array,) = record.values()
+    assert (array.dtype, tuple(array.shape)) == ("uint8", (3,))
+
+
+def test_an_empty_body_is_refused() -> None:
+    with pytest.raises(ValueError, match="never empty"):
+        pack(b"")
+
+
+def test_a_body_above_the_limit_is_not_packed() -> None:
+    with pytest.raises(ValueError, match="11 bytes; the limit is 10"):
+        pack(b"x" * 11, limit_bytes=10)
+
+
+def test_a_body_above_the_limit_is_not_unpacked() -> None:
+    with pytest.raises(ValueError, match="11 bytes; the limit is 10"):
+        unpack(pack(b"x" * 11), limit_bytes=10)
+
+
+def _array(**changes: object) -> Array:
+    fields: dict[str, object] = {"dtype": "uint8", "shape": (3,), "stype": "fedward.raw", "data": b"abc"} | changes
+    return Array(fields["dtype"], fields["shape"], fields["stype"], fields["data"])  # type: ignore[call-overload]
+
+
+def _content(array: Array) -> RecordDict:
+    return RecordDict({"fedward": ArrayRecord({"body": array})})
+
+
+def test_the_right_shape_is_accepted() -> None:
+    assert unpack(_content(_array())) == b"abc"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        RecordDict(),
+        RecordDict({"fedward": ConfigRecord({"body": b"abc"})}),
+        RecordDict({"other": ArrayRecord({"body": _array()})}),
+        RecordDict({"fedward": ArrayRecord()}),
+        RecordDict({"fedward": ArrayRecord({"other": _array()})}),
+        RecordDict({"fedward": ArrayRecord({"body": _array(), "more": _array()})}),
+        RecordDict({"fedward": ArrayRecord({"body": _array()}), "more": ConfigRecord()}),
+        _content(_array(dtype="float32")),
+        _content(_array(stype="numpy.ndarray")),
+        _content(_array(shape=(2,))),
+        _content(_array(shape=(3, 1))),
+        _content(_array(shape=(0,), data=b"")),
+        _content(Array(np.zeros(3, dtype=np.uint8))),
+    ],
+)
+def test_any_other_shape_is_refused(content: RecordDict) -> None:
+    with pytest.raises(ValueError, match="message"):
+        unpack(content)
