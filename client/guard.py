@@ -98,9 +98,7 @@ def permit_attempt(
     if used >= allowed:
         raise PolicyRefused(f"the plan allows {allowed} attempts and {used} are used")
     event = attempt_event(manifest, cohort_size=len(cohort))
-    ledger.reserve(
-        population, run_id=manifest.run_id, round_number=round_number, attempt=attempt, event=event
-    )
+    ledger.reserve(population, run_id=manifest.run_id, round_number=round_number, attempt=attempt, event=event)
     return Permit(
         site=site,
         run_id=manifest.run_id,

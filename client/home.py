@@ -1,11 +1,11 @@
 """Where a site keeps what is its own: one directory that only its owner may read.
 
-    site.json           name and public key                     policy.toml, policy.sig   the site's rules, signed
-    identity.pem        signing key, encrypted PKCS8             trust.json                pinned keys of the others
-    storage.key         storage key, encrypted                   approvals.json            approved plan digests
-    secrets.sealed      keys for pseudonyms and patient tags     ledger.jsonl, ledger.head what was spent
-    populations.sealed  patient tags and data sets               witnesses.jsonl           heads of the others' ledgers
-    data/*.sealed       registered data sets                     runs/<run>/               state of a run, sealed
+site.json           name and public key                     policy.toml, policy.sig   the site's rules, signed
+identity.pem        signing key, encrypted PKCS8             trust.json                pinned keys of the others
+storage.key         storage key, encrypted                   approvals.json            approved plan digests
+secrets.sealed      keys for pseudonyms and patient tags     ledger.jsonl, ledger.head what was spent
+populations.sealed  patient tags and data sets               witnesses.jsonl           heads of the others' ledgers
+data/*.sealed       registered data sets                     runs/<run>/               state of a run, sealed
 """
 
 import json
@@ -158,6 +158,4 @@ def open_home(root: Path, *, passphrase: bytes) -> SiteHome:
     identity = SigningKey.from_pem(pem, passphrase)
     if identity.public_key != public_key:
         raise TrustError(f"{name}: identity.pem is not the key that site.json names")
-    return SiteHome(
-        root=root, name=name, identity=identity, storage=StorageKey.from_sealed_bytes(sealed, passphrase)
-    )
+    return SiteHome(root=root, name=name, identity=identity, storage=StorageKey.from_sealed_bytes(sealed, passphrase))

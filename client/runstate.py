@@ -1,6 +1,7 @@
 """What a site must remember of a run between two messages: sealed on disk, so that any process can go on."""
 
 import json
+import re
 from base64 import b64decode, b64encode
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,6 +16,9 @@ from common.errors import TrustError
 from common.files import write_atomic
 from common.plan import Manifest, TrainingPlan
 from common.wire_pb2 import Masked
+
+
+RUN_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,10 +43,6 @@ class RunState:
     pair_secrets: dict[str, bytes] = field(default_factory=dict)
     closed: bool = False
 
-    def with_secrets(self, secrets: dict[str, bytes]) -> "RunState":
-        """The state that knows more pair secrets."""
-        return replace(self, pair_secrets={**self.pair_secrets, **secrets})
-
 
 def save_state(home: SiteHome, state: RunState) -> None:
     """Seal the state, atomically."""
@@ -61,7 +61,9 @@ def save_state(home: SiteHome, state: RunState) -> None:
 
 
 def load_state(home: SiteHome, run_id: str) -> RunState:
-    """The state of a run; raises TrustError if this site never joined it."""
+    """The state of a run; raises TrustError if this site never joined it, or the name is no run's."""
+    if not RUN_ID.fullmatch(run_id):
+        raise TrustError("a message names a run by something that is no run identifier")
     try:
         document = json.loads(home.unseal(home.run_path(run_id) / "state.sealed"))
     except FileNotFoundError as error:
@@ -79,6 +81,13 @@ def load_state(home: SiteHome, run_id: str) -> RunState:
         pair_secrets={name: b64decode(value) for name, value in document["pair_secrets"].items()},
         closed=document["closed"],
     )
+
+
+def forget_secrets(state: RunState) -> RunState:
+    """The state of a closed run: no key or pair secret is left, so no mask of it can be made again."""
+    if state.closed:
+        return state
+    return replace(state, keys=RunKeys.generate(), peers={}, ciphertexts={}, pair_secrets={}, closed=True)
 
 
 def joined(home: SiteHome, run_id: str) -> bool:

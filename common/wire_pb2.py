@@ -3,56 +3,50 @@
 # source: common/wire.proto
 # Protobuf Python Version: 6.33.5
 """Generated protocol buffer code."""
+
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import descriptor_pool as _descriptor_pool
 from google.protobuf import runtime_version as _runtime_version
 from google.protobuf import symbol_database as _symbol_database
 from google.protobuf.internal import builder as _builder
 
-_runtime_version.ValidateProtobufRuntimeVersion(
-    _runtime_version.Domain.PUBLIC,
-    6,
-    33,
-    5,
-    '',
-    'common/wire.proto'
-)
+_runtime_version.ValidateProtobufRuntimeVersion(_runtime_version.Domain.PUBLIC, 6, 33, 5, "", "common/wire.proto")
 # @@protoc_insertion_point(imports)
 
 _sym_db = _symbol_database.Default()
 
 
-
-
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x11\x63ommon/wire.proto\x12\x0f\x66\x65\x64ward.wire.v1\"}\n\x08\x45nvelope\x12\x0f\n\x07version\x18\x01 \x01(\r\x12\x0e\n\x06run_id\x18\x02 \x01(\t\x12\x0e\n\x06sender\x18\x03 \x01(\t\x12\x11\n\trecipient\x18\x04 \x01(\t\x12\x0c\n\x04kind\x18\x05 \x01(\t\x12\x0c\n\x04\x62ody\x18\x06 \x01(\x0c\x12\x11\n\tsignature\x18\x07 \x01(\x0c\"T\n\x04Head\x12\x0c\n\x04site\x18\x01 \x01(\t\x12\x0b\n\x03seq\x18\x02 \x01(\x04\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\x0e\n\x06run_id\x18\x04 \x01(\t\x12\x11\n\tsignature\x18\x05 \x01(\x0c\"M\n\x05Offer\x12\x0c\n\x04plan\x18\x01 \x01(\x0c\x12\x10\n\x08manifest\x18\x02 \x01(\x0c\x12$\n\x05heads\x18\x03 \x03(\x0b\x32\x15.fedward.wire.v1.Head\"e\n\x06Joined\x12\x17\n\x0fmanifest_digest\x18\x01 \x01(\t\x12\x0e\n\x06x25519\x18\x02 \x01(\x0c\x12\r\n\x05mlkem\x18\x03 \x01(\x0c\x12#\n\x04head\x18\x04 \x01(\x0b\x32\x15.fedward.wire.v1.Head\"<\n\x04Keys\x12\x0e\n\x06joined\x18\x01 \x03(\x0c\x12$\n\x05heads\x18\x02 \x03(\x0b\x32\x15.fedward.wire.v1.Head\"e\n\x0c\x45ncapsulated\x12\x30\n\x0b\x63iphertexts\x18\x01 \x03(\x0b\x32\x1b.fedward.wire.v1.Ciphertext\x12#\n\x04head\x18\x02 \x01(\x0b\x32\x15.fedward.wire.v1.Head\"V\n\nCiphertext\x12\x0e\n\x06sender\x18\x01 \x01(\t\x12\x11\n\trecipient\x18\x02 \x01(\t\x12\x12\n\nciphertext\x18\x03 \x01(\x0c\x12\x11\n\tsignature\x18\x04 \x01(\x0c\"\xa3\x01\n\x05Round\x12\r\n\x05round\x18\x01 \x01(\r\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\x0e\n\x06\x63ohort\x18\x03 \x03(\t\x12\x12\n\nparameters\x18\x04 \x01(\x0c\x12\x30\n\x0b\x63iphertexts\x18\x05 \x03(\x0b\x32\x1b.fedward.wire.v1.Ciphertext\x12$\n\x05heads\x18\x06 \x03(\x0b\x32\x15.fedward.wire.v1.Head\"n\n\x06Masked\x12\r\n\x05round\x18\x01 \x01(\r\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\x0f\n\x07\x63ontext\x18\x03 \x01(\t\x12\x0e\n\x06vector\x18\x04 \x01(\x0c\x12#\n\x04head\x18\x05 \x01(\x0b\x32\x15.fedward.wire.v1.Head\"C\n\x05\x43lose\x12\x14\n\x0cmodel_digest\x18\x01 \x01(\t\x12$\n\x05heads\x18\x02 \x03(\x0b\x32\x15.fedward.wire.v1.Head\"-\n\x06\x43losed\x12#\n\x04head\x18\x01 \x01(\x0b\x32\x15.fedward.wire.v1.Head\"<\n\x07Refused\x12\x0c\n\x04name\x18\x01 \x01(\t\x12#\n\x04head\x18\x02 \x01(\x0b\x32\x15.fedward.wire.v1.Headb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(
+    b'\n\x11\x63ommon/wire.proto\x12\x0f\x66\x65\x64ward.wire.v1"}\n\x08\x45nvelope\x12\x0f\n\x07version\x18\x01 \x01(\r\x12\x0e\n\x06run_id\x18\x02 \x01(\t\x12\x0e\n\x06sender\x18\x03 \x01(\t\x12\x11\n\trecipient\x18\x04 \x01(\t\x12\x0c\n\x04kind\x18\x05 \x01(\t\x12\x0c\n\x04\x62ody\x18\x06 \x01(\x0c\x12\x11\n\tsignature\x18\x07 \x01(\x0c"T\n\x04Head\x12\x0c\n\x04site\x18\x01 \x01(\t\x12\x0b\n\x03seq\x18\x02 \x01(\x04\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\x0e\n\x06run_id\x18\x04 \x01(\t\x12\x11\n\tsignature\x18\x05 \x01(\x0c"M\n\x05Offer\x12\x0c\n\x04plan\x18\x01 \x01(\x0c\x12\x10\n\x08manifest\x18\x02 \x01(\x0c\x12$\n\x05heads\x18\x03 \x03(\x0b\x32\x15.fedward.wire.v1.Head"e\n\x06Joined\x12\x17\n\x0fmanifest_digest\x18\x01 \x01(\t\x12\x0e\n\x06x25519\x18\x02 \x01(\x0c\x12\r\n\x05mlkem\x18\x03 \x01(\x0c\x12#\n\x04head\x18\x04 \x01(\x0b\x32\x15.fedward.wire.v1.Head"<\n\x04Keys\x12\x0e\n\x06joined\x18\x01 \x03(\x0c\x12$\n\x05heads\x18\x02 \x03(\x0b\x32\x15.fedward.wire.v1.Head"e\n\x0c\x45ncapsulated\x12\x30\n\x0b\x63iphertexts\x18\x01 \x03(\x0b\x32\x1b.fedward.wire.v1.Ciphertext\x12#\n\x04head\x18\x02 \x01(\x0b\x32\x15.fedward.wire.v1.Head"V\n\nCiphertext\x12\x0e\n\x06sender\x18\x01 \x01(\t\x12\x11\n\trecipient\x18\x02 \x01(\t\x12\x12\n\nciphertext\x18\x03 \x01(\x0c\x12\x11\n\tsignature\x18\x04 \x01(\x0c"\xa3\x01\n\x05Round\x12\r\n\x05round\x18\x01 \x01(\r\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\x0e\n\x06\x63ohort\x18\x03 \x03(\t\x12\x12\n\nparameters\x18\x04 \x01(\x0c\x12\x30\n\x0b\x63iphertexts\x18\x05 \x03(\x0b\x32\x1b.fedward.wire.v1.Ciphertext\x12$\n\x05heads\x18\x06 \x03(\x0b\x32\x15.fedward.wire.v1.Head"n\n\x06Masked\x12\r\n\x05round\x18\x01 \x01(\r\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\x0f\n\x07\x63ontext\x18\x03 \x01(\t\x12\x0e\n\x06vector\x18\x04 \x01(\x0c\x12#\n\x04head\x18\x05 \x01(\x0b\x32\x15.fedward.wire.v1.Head"C\n\x05\x43lose\x12\x14\n\x0cmodel_digest\x18\x01 \x01(\t\x12$\n\x05heads\x18\x02 \x03(\x0b\x32\x15.fedward.wire.v1.Head"-\n\x06\x43losed\x12#\n\x04head\x18\x01 \x01(\x0b\x32\x15.fedward.wire.v1.Head"<\n\x07Refused\x12\x0c\n\x04name\x18\x01 \x01(\t\x12#\n\x04head\x18\x02 \x01(\x0b\x32\x15.fedward.wire.v1.Headb\x06proto3'
+)
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
-_builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'common.wire_pb2', _globals)
+_builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, "common.wire_pb2", _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-  DESCRIPTOR._loaded_options = None
-  _globals['_ENVELOPE']._serialized_start=38
-  _globals['_ENVELOPE']._serialized_end=163
-  _globals['_HEAD']._serialized_start=165
-  _globals['_HEAD']._serialized_end=249
-  _globals['_OFFER']._serialized_start=251
-  _globals['_OFFER']._serialized_end=328
-  _globals['_JOINED']._serialized_start=330
-  _globals['_JOINED']._serialized_end=431
-  _globals['_KEYS']._serialized_start=433
-  _globals['_KEYS']._serialized_end=493
-  _globals['_ENCAPSULATED']._serialized_start=495
-  _globals['_ENCAPSULATED']._serialized_end=596
-  _globals['_CIPHERTEXT']._serialized_start=598
-  _globals['_CIPHERTEXT']._serialized_end=684
-  _globals['_ROUND']._serialized_start=687
-  _globals['_ROUND']._serialized_end=850
-  _globals['_MASKED']._serialized_start=852
-  _globals['_MASKED']._serialized_end=962
-  _globals['_CLOSE']._serialized_start=964
-  _globals['_CLOSE']._serialized_end=1031
-  _globals['_CLOSED']._serialized_start=1033
-  _globals['_CLOSED']._serialized_end=1078
-  _globals['_REFUSED']._serialized_start=1080
-  _globals['_REFUSED']._serialized_end=1140
+    DESCRIPTOR._loaded_options = None
+    _globals["_ENVELOPE"]._serialized_start = 38
+    _globals["_ENVELOPE"]._serialized_end = 163
+    _globals["_HEAD"]._serialized_start = 165
+    _globals["_HEAD"]._serialized_end = 249
+    _globals["_OFFER"]._serialized_start = 251
+    _globals["_OFFER"]._serialized_end = 328
+    _globals["_JOINED"]._serialized_start = 330
+    _globals["_JOINED"]._serialized_end = 431
+    _globals["_KEYS"]._serialized_start = 433
+    _globals["_KEYS"]._serialized_end = 493
+    _globals["_ENCAPSULATED"]._serialized_start = 495
+    _globals["_ENCAPSULATED"]._serialized_end = 596
+    _globals["_CIPHERTEXT"]._serialized_start = 598
+    _globals["_CIPHERTEXT"]._serialized_end = 684
+    _globals["_ROUND"]._serialized_start = 687
+    _globals["_ROUND"]._serialized_end = 850
+    _globals["_MASKED"]._serialized_start = 852
+    _globals["_MASKED"]._serialized_end = 962
+    _globals["_CLOSE"]._serialized_start = 964
+    _globals["_CLOSE"]._serialized_end = 1031
+    _globals["_CLOSED"]._serialized_start = 1033
+    _globals["_CLOSED"]._serialized_end = 1078
+    _globals["_REFUSED"]._serialized_start = 1080
+    _globals["_REFUSED"]._serialized_end = 1140
 # @@protoc_insertion_point(module_scope)

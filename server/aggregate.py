@@ -34,9 +34,7 @@ class ServerState:
         """Before the first round."""
         current = parameters.astype(np.float64)
         zero = np.zeros_like(current)
-        return cls(
-            current=current, velocity=zero, second_moment=zero, average_sum=zero, average_weight=0.0, rounds=0
-        )
+        return cls(current=current, velocity=zero, second_moment=zero, average_sum=zero, average_weight=0.0, rounds=0)
 
     @property
     def released(self) -> NDArray[np.float32]:

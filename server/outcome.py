@@ -32,14 +32,22 @@ class Outcome:
     fact: str = ""
     hint: str = ""
 
-    def raise_error(self) -> None:
-        """Raise again what the ServerApp raised: the same FederationError, or BackendFailed for anything else."""
-        if not self.error:
-            return
-        raised = getattr(errors, self.error, None)
-        if isinstance(raised, type) and issubclass(raised, FederationError):
+    @property
+    def foreseen(self) -> bool:
+        """Whether the ServerApp returned, or ended with an error that a user can act on."""
+        return not self.error or self._class() is not None
+
+    def raise_error(self, *, log: str = "") -> None:
+        """Raise again what the ServerApp raised, if it did: the same FederationError, or BackendFailed with `log`."""
+        raised = self._class()
+        if raised is not None:
             raise raised(self.fact, hint=self.hint)
-        raise BackendFailed(f"the coordinator ended with {self.error}")
+        if self.error:
+            raise BackendFailed(f"the coordinator ended with {self.error}", hint=log)
+
+    def _class(self) -> type[FederationError] | None:
+        found = getattr(errors, self.error, None) if self.error else None
+        return found if isinstance(found, type) and issubclass(found, FederationError) else None
 
 
 @contextmanager

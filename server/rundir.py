@@ -1,9 +1,9 @@
 """What a coordinator prepares before a run and leaves behind after it: one directory.
 
-    plan.json, manifest.json   signed documents               models/round-NNNN.f32   released models, if kept
-    trust.json                 pinned keys                    witnesses.jsonl         heads of the sites' ledgers
-    coordinator.pem            signing key, encrypted         result.json             rounds, attempts, sites, bytes
-    run.json                   settings of this run           model/                  the released model, signed
+plan.json, manifest.json   signed documents               models/round-NNNN.f32   released models, if kept
+trust.json                 pinned keys                    witnesses.jsonl         heads of the sites' ledgers
+coordinator.pem            signing key, encrypted         result.json             rounds, attempts, sites, bytes
+run.json                   settings of this run           model/                  the released model, signed
 """
 
 import json

@@ -87,9 +87,7 @@ def split_public(source: SourceRows, data: DataSection) -> PublicSplit:
     each class by largest remainder. No seed changes it.
     """
     labels = source.patient_labels
-    keys = [
-        hashlib.sha256(f"{_RULE}/{data.source}/{position}".encode()).digest() for position in range(len(labels))
-    ]
+    keys = [hashlib.sha256(f"{_RULE}/{data.source}/{position}".encode()).digest() for position in range(len(labels))]
     order = sorted(range(len(labels)), key=lambda position: keys[position])
     if len(labels) <= data.public_rows:
         raise DataRefused(f"{len(labels)} patients leave none private beside {data.public_rows} public ones")

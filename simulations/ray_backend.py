@@ -5,6 +5,7 @@ import json
 import subprocess
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib import resources
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from simulations.superlink import CONNECTION, SuperLink, running_superlink
 
 _LOOK_AGAIN_S = 0.1
 _LAST_WORDS_S = 2.0
+_REST_OF_LOG_S = 10.0
 _COMMAND_TIMEOUT_S = 60.0
 
 
@@ -81,8 +83,9 @@ def run_flower_app(
     remove_outcome(run_dir)
     with running_superlink(environment, secrets=secrets) as superlink:
         outcome = _run(superlink, fab, run_dir=run_dir.resolve(), nodes=nodes, timeout_s=timeout_s, gpus=gpus)
+        log = superlink.log_tail()
     remove_outcome(run_dir)
-    outcome.raise_error()
+    outcome.raise_error(log=log)
 
 
 def require_ray() -> None:
@@ -132,6 +135,9 @@ def _wait(superlink: SuperLink, submission: subprocess.Popen[bytes], run_dir: Pa
         if time.monotonic() > deadline:
             raise BackendFailed(f"the run was not over after {timeout_s:g} s", hint=superlink.log_tail())
         time.sleep(_LOOK_AGAIN_S)
+    if not outcome.foreseen:
+        with suppress(subprocess.TimeoutExpired):
+            submission.wait(_REST_OF_LOG_S)
     return outcome
 
 

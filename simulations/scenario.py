@@ -1,10 +1,9 @@
 """A scenario: which data, how it is spread over sites, what is stripped from it, and the plan to train."""
 
+import difflib
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, Self
-
-import difflib
 
 from pydantic import Field, model_validator
 

@@ -5,6 +5,7 @@ Flower's `:local:` connection would leave a daemon behind that keeps the environ
 
 import http.client
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -25,6 +26,8 @@ START_TIMEOUT_S = 60.0
 STOP_GRACE_S = 10.0
 LOG_TAIL_LINES = 40
 
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+_REQUEST_LINE = " INFO [uvicorn.access] "
 _ATTEMPTS = 3
 _LONGEST_SOCKET_BASE = 40
 _LOOK_AGAIN_S = 0.05
@@ -57,8 +60,9 @@ class SuperLink:
     log: Path
 
     def log_tail(self) -> str:
-        """The last lines of the log."""
-        lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
+        """The last lines of the log, without colours and without the lines on single HTTP requests."""
+        text = _COLOUR.sub("", self.log.read_text(encoding="utf-8", errors="replace"))
+        lines = [line for line in text.splitlines() if _REQUEST_LINE not in line]
         return "\n".join(lines[-LOG_TAIL_LINES:])
 
     def program(self, name: str) -> str:

@@ -64,7 +64,7 @@ def register_dataset(
         _open_population(home, ledger, population, admission)
     _, codes = np.unique(np.asarray(patients, dtype=str), return_inverse=True)
     order = np.argsort(codes, kind="stable")
-    arrays = {
+    arrays: dict[str, NDArray[np.generic]] = {
         "features": np.ascontiguousarray(features[order], dtype=np.float32),
         "labels": np.ascontiguousarray(labels[order], dtype=np.int64),
         "patients": np.ascontiguousarray(codes[order], dtype=np.int64),

@@ -69,9 +69,9 @@ def deidentify(
     # Column by column, so that a large table is not held twice.
     columns = {name: checked.pop(name).output.filter(released) for name in kept}
     frame = _pseudonymise(columns, rules, patient, codes, Pseudonyms(key, _PATIENTS))
-    order = _order(frame, patient)
-    source_rows = released.arg_true().gather(order).to_numpy().astype(np.int64)
-    clean = CleanTable(frame=frame[order], schema=schema, source_rows=source_rows)
+    rows = _order(frame, patient)
+    source_rows = released.arg_true().gather(rows).to_numpy().astype(np.int64)
+    clean = CleanTable(frame=frame[rows], schema=schema, source_rows=source_rows)
     return clean, DeidReport(
         mode=schema.mode,
         records_in=table.records,

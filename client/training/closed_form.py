@@ -87,8 +87,8 @@ def _sum_of_outer_products(
     records: NDArray[np.float64], residuals: NDArray[np.float64], clipping_norm: float
 ) -> NDArray[np.float64]:
     """For patients of one record: records (n, width + 1) and residuals (n, classes) to (classes, width + 1)."""
-    squared_norms = _row_squares(records) * _row_squares(residuals)
-    residuals *= clipping_factors(squared_norms, clipping_norm=clipping_norm)[:, None]
+    norms = _row_norms(records) * _row_norms(residuals)
+    residuals *= clipping_factors(norms, clipping_norm=clipping_norm)[:, None]
     return np.asarray(residuals.T @ records)
 
 
@@ -97,10 +97,10 @@ def _sum_of_means(
 ) -> NDArray[np.float64]:
     """For patients of r records: (n, r, width + 1) and (n, r, classes) to (classes, width + 1)."""
     means = residuals.swapaxes(1, 2) @ records / records.shape[1]
-    squared_norms = _row_squares(means.reshape(len(means), -1))
-    return np.asarray(np.tensordot(clipping_factors(squared_norms, clipping_norm=clipping_norm), means, axes=1))
+    factors = clipping_factors(_row_norms(means.reshape(len(means), -1)), clipping_norm=clipping_norm)
+    return np.asarray(np.tensordot(factors, means, axes=1))
 
 
-def _row_squares(rows: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The squared L2 norm of each row, as products of a row with itself, which is faster than `einsum`."""
-    return np.asarray((rows[:, None, :] @ rows[:, :, None])[:, 0, 0])
+def _row_norms(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The L2 norm of each row, by products of a row with itself, which is faster than `einsum`."""
+    return np.asarray(np.sqrt((rows[:, None, :] @ rows[:, :, None])[:, 0, 0]))

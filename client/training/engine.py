@@ -91,9 +91,7 @@ def gives_zeros(
     return not bool((np.abs(parameters) <= PARAMETER_LIMIT).all())
 
 
-def clipping_factors(squared_norms: NDArray[np.float64], *, clipping_norm: float) -> NDArray[np.float64]:
-    """What to multiply each contribution with, in [0, 1]; 0 where the norm is NaN or infinite."""
+def clipping_factors(norms: NDArray[np.float64], *, clipping_norm: float) -> NDArray[np.float64]:
+    """What to multiply contributions of these norms with, in [0, 1]; 0 only where the norm is NaN or infinite."""
     bound = clipping_norm * (1.0 - CLIPPING_MARGIN)
-    norms = np.sqrt(squared_norms)
-    factors = bound / np.maximum(norms, bound)
-    return np.where(np.isfinite(norms), factors, 0.0)
+    return np.where(np.isfinite(norms), bound / np.maximum(norms, bound), 0.0)

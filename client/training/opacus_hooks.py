@@ -22,7 +22,7 @@ from common.errors import ConfigurationError
 
 LARGEST_CHUNK = 128
 SMALLEST_CHUNK = 8
-CHUNK_VALUES = 1 << 23  # per-record gradient values held at once, 32 MiB in float32
+CHUNK_VALUES = 1 << 20  # per-record gradient values held at once: larger arrays are slower, by page faults
 SELF_CHECK_TOLERANCE = 1e-3
 
 
@@ -81,9 +81,11 @@ class OpacusHooksEngine:
         total = torch.zeros(self._dimension, dtype=torch.float64, device=self.device)
         for first, last in _whole_patients(batch, capacity=self._chunk):
             means = self._patient_means(batch, first, last)
-            squared_norms = means.square().sum(dim=1).cpu().numpy()
-            factors = torch.from_numpy(clipping_factors(squared_norms, clipping_norm=clipping_norm)).to(self.device)
-            total += factors @ torch.where(factors[:, None] > 0, means, 0.0)  # 0 x NaN would be NaN
+            norms = torch.linalg.vector_norm(means, dim=1).cpu().numpy()
+            factors = clipping_factors(norms, clipping_norm=clipping_norm)
+            if not factors.all():
+                means[torch.from_numpy(factors == 0.0).to(self.device)] = 0.0  # 0 x NaN would be NaN
+            total += torch.from_numpy(factors).to(self.device) @ means
         return np.asarray(total.cpu().numpy())
 
     def _load(self, parameters: NDArray[np.float32]) -> None:
@@ -94,6 +96,8 @@ class OpacusHooksEngine:
         """Mean gradient of each patient in rows first to last, float64 of shape (patients, d)."""
         patients = torch.tensor(batch.patients[first:last] - batch.patients[first], device=self.device)
         counts = torch.bincount(patients)
+        if len(counts) == last - first:
+            return self._record_gradients(batch.features[first:last], batch.labels[first:last]).double()
         sums = torch.zeros((len(counts), self._dimension), dtype=torch.float64, device=self.device)
         for start in range(first, last, self._chunk):
             stop = min(start + self._chunk, last)

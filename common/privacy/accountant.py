@@ -11,13 +11,13 @@ Events with sampling rate 1 are Gaussian sums and compose to a single one exactl
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
 from common.privacy.budget import View
 from common.privacy.events import MechanismEvent
 from common.privacy.gaussian import gaussian_epsilon, gaussian_mu
+from common.privacy.losses import composed_epsilon
 from common.privacy.renyi import ORDERS, gaussian_rdp_curve, rdp_to_epsilon
 
 __all__ = ["EPSILON_MARGIN", "epsilon", "gaussian_epsilon", "gaussian_mu", "rdp_epsilon", "repeated_epsilon"]
@@ -26,6 +26,8 @@ EPSILON_MARGIN = 0.01
 VALUE_INTERVAL = 1e-3
 _REFINED_BY = 10
 _MOST_INTERVALS = 1e5
+# Beyond this, which protects nobody, the Renyi bound alone is shown.
+_LARGEST_BY_PLD = 1000.0
 
 # (noise multiplier, sampling rate) -> how many steps of it
 Steps = Mapping[tuple[float, float], int]
@@ -79,10 +81,12 @@ def _shown_epsilon(steps: Steps, delta: float) -> float:
     if not steps:
         return 0.0
     by_rdp = _rdp_epsilon(steps, delta)
+    if by_rdp > _LARGEST_BY_PLD:
+        return by_rdp + EPSILON_MARGIN
     interval = max(VALUE_INTERVAL, by_rdp / _MOST_INTERVALS)
-    by_pld = _pld_epsilon(steps, delta, interval)
+    by_pld = composed_epsilon(steps, delta=delta, interval=interval)
     if by_pld > by_rdp:
-        by_pld = _pld_epsilon(steps, delta, interval / _REFINED_BY)
+        by_pld = composed_epsilon(steps, delta=delta, interval=interval / _REFINED_BY)
     return (by_pld if by_pld <= by_rdp else by_rdp) + EPSILON_MARGIN
 
 
@@ -93,17 +97,6 @@ def _rdp_epsilon(steps: Steps, delta: float) -> float:
     for (noise_multiplier, sampling_rate), count in steps.items():
         curve += count * gaussian_rdp_curve(noise_multiplier=noise_multiplier, sampling_rate=sampling_rate)
     return rdp_to_epsilon(curve, delta)
-
-
-def _pld_epsilon(steps: Steps, delta: float, interval: float) -> float:
-    from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent
-    from dp_accounting.pld import PLDAccountant
-
-    accountant: Any = PLDAccountant(value_discretization_interval=interval)
-    for (noise_multiplier, sampling_rate), count in steps.items():
-        step = GaussianDpEvent(noise_multiplier)
-        accountant.compose(step if sampling_rate == 1 else PoissonSampledDpEvent(sampling_rate, step), count)
-    return float(accountant.get_epsilon(delta))
 
 
 def _check_delta(delta: float) -> None:

@@ -62,18 +62,13 @@ _MEANING = "ε holds if at most the plan's number of sites cheats, ε alone if a
 def _as_text(verdict: "AuditVerdict") -> str:
     rows = [row for ledger in verdict.ledgers for row in _rows(ledger)]
     widths = [max(len(row[column]) for row in (_HEADINGS, *rows)) for column in range(len(_HEADINGS))]
-    lines = [
-        "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)) for row in [_HEADINGS, *rows]
-    ]
+    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in (_HEADINGS, *rows)]
     heads = [f"head of {ledger.site}: {ledger.report.head.digest}" for ledger in verdict.ledgers if ledger.report]
     notes = [note for ledger in verdict.ledgers for note in _notes(ledger)]
-    relations = sorted({population.relation for ledger in verdict.ledgers for population in ledger.populations})
-    guarantee = [
-        f"relation: {', '.join(relations)}; ε: at most the plan's number of sites cheats; ε alone: all others do"
-    ]
-    table = "\n".join(line.rstrip() for line in lines)
-    blocks = [table, "\n".join(heads), "\n".join((guarantee if relations else []) + notes), f"verdict: {verdict.words}"]
-    return "\n\n".join(block for block in blocks if block)
+    relations = {population.relation for ledger in verdict.ledgers for population in ledger.populations}
+    notes[:0] = [f"relation {relation}; {_MEANING}" for relation in sorted(relations)]
+    blocks = (lines, heads, notes, [f"verdict: {verdict.words}"])
+    return "\n\n".join("\n".join(block) for block in blocks if block)
 
 
 def _rows(ledger: "LedgerVerdict") -> list[tuple[str, ...]]:

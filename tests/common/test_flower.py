@@ -32,9 +32,10 @@ def test_a_body_above_the_limit_is_not_unpacked() -> None:
         unpack(pack(b"x" * 11), limit_bytes=10)
 
 
-def _array(**changes: object) -> Array:
-    fields: dict[str, object] = {"dtype": "uint8", "shape": (3,), "stype": "fedward.raw", "data": b"abc"} | changes
-    return Array(fields["dtype"], fields["shape"], fields["stype"], fields["data"])  # type: ignore[call-overload]
+def _array(
+    dtype: str = "uint8", shape: tuple[int, ...] = (3,), stype: str = "fedward.raw", data: bytes = b"abc"
+) -> Array:
+    return Array(dtype, shape, stype, data)
 
 
 def _content(array: Array) -> RecordDict:

@@ -116,21 +116,21 @@ def test_calibration_error_agrees_with_a_loop_over_the_bins(rows):
 
 
 @pytest.mark.parametrize(
-    ("probabilities", "labels", "positive"),
+    ("probabilities", "labels", "positive", "reason"),
     [
-        (np.ones(3), np.zeros(3, dtype=int), 0),
-        (np.ones((3, 1)), np.zeros(3, dtype=int), 0),
-        (np.full((3, 2), 0.5), np.zeros(2, dtype=int), 0),
-        (np.full((3, 2), 0.5), np.zeros(3), 0),
-        (np.full((3, 2), 0.5), np.zeros(3, dtype=int), 2),
-        (np.full((3, 2), 0.5), np.full(3, 2), 0),
-        (np.full((3, 2), 0.6), np.zeros(3, dtype=int), 0),
-        (np.full((3, 2), np.nan), np.zeros(3, dtype=int), 0),
-        (np.array([[1.5, -0.5]]), np.zeros(1, dtype=int), 0),
+        (np.ones(3), np.zeros(3, dtype=int), 0, "shape"),
+        (np.ones((3, 1)), np.zeros(3, dtype=int), 0, "shape"),
+        (np.full((3, 2), 0.5), np.zeros(2, dtype=int), 0, "3 integers"),
+        (np.full((3, 2), 0.5), np.zeros(3), 0, "3 integers"),
+        (np.full((3, 2), 0.5), np.zeros(3, dtype=int), 2, "positive = 2"),
+        (np.full((3, 2), 0.5), np.full(3, 2), 0, "labels must be"),
+        (np.full((3, 2), 0.6), np.zeros(3, dtype=int), 0, "sum to 1"),
+        (np.full((3, 2), np.nan), np.zeros(3, dtype=int), 0, "finite"),
+        (np.array([[1.5, -0.5]]), np.zeros(1, dtype=int), 0, ">= 0"),
     ],
 )
-def test_input_that_does_not_fit_is_refused(probabilities, labels, positive):
-    with pytest.raises(ValueError):
+def test_input_that_does_not_fit_is_refused(probabilities, labels, positive, reason):
+    with pytest.raises(ValueError, match=reason):
         evaluate(probabilities, labels, positive=positive)
 
 
@@ -151,5 +151,5 @@ def test_wilson_holds_the_share_and_stays_in_the_unit_interval(pair):
 
 @pytest.mark.parametrize(("correct", "n"), [(0, 0), (-1, 3), (4, 3)])
 def test_wilson_refuses_a_share_that_is_none(correct, n):
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="correct <= n"):
         wilson_interval(correct, n)

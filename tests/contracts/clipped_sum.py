@@ -133,9 +133,7 @@ class ClippedSumContract:
         batch, parameters, engine = self.batch([1, 2, 1, 3] * 3), self.parameters(), self.engine()
         order = np.random.default_rng(1).permutation(len(batch.labels))
         renamed = np.random.default_rng(2).permutation(batch.patient_count)[batch.patients]
-        shuffled = group_by_patient(
-            batch.features[order], batch.labels[order], renamed[order], classes=self.classes
-        )
+        shuffled = group_by_patient(batch.features[order], batch.labels[order], renamed[order], classes=self.classes)
         np.testing.assert_allclose(
             engine.clipped_sum(parameters, shuffled, clipping_norm=0.5),
             engine.clipped_sum(parameters, batch, clipping_norm=0.5),
@@ -154,9 +152,7 @@ class ClippedSumContract:
         batch, parameters, engine = self.batch([1, 2, 1]), self.parameters(), self.engine()
         features = batch.features.copy()
         features[1] = np.float32(3e38) * np.sign(features[1])
-        broken = PatientBatch(
-            features=features, labels=batch.labels, patients=batch.patients, classes=self.classes
-        )
+        broken = PatientBatch(features=features, labels=batch.labels, patients=batch.patients, classes=self.classes)
         found = engine.clipped_sum(parameters, broken, clipping_norm=1.0)
         others = engine.clipped_sum(parameters, batch.select(np.array([0, 2])), clipping_norm=1.0)
         assert np.isfinite(found).all()

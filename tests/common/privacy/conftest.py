@@ -65,9 +65,7 @@ def open_ledger(ledger_path: Path, site_key: SigningKey) -> LedgerOpener:
 
 
 @pytest.fixture
-def spent_ledger(
-    open_ledger: LedgerOpener, ledger_path: Path, budget: PrivacyBudget, make_event: EventMaker
-) -> bytes:
+def spent_ledger(open_ledger: LedgerOpener, ledger_path: Path, budget: PrivacyBudget, make_event: EventMaker) -> bytes:
     """Eight lines: one open, three reserves of which two settle and one burns, one reserve left as it is."""
     with open_ledger() as ledger:
         ledger.open_population("breast", budget=budget, admission=AdmissionFilter.gaussian())

@@ -14,9 +14,7 @@ PLANS = [(3.0, 66, 1.0), (1.0, 1, 1.0), (8.0, 66, 1.0), (3.0, 200, 0.1), (1.0, 5
 @pytest.mark.parametrize(("epsilon", "steps", "sampling_rate"), PLANS)
 def test_the_target_is_reached_and_never_passed(epsilon: float, steps: int, sampling_rate: float) -> None:
     def shown(noise_multiplier: float) -> float:
-        return repeated_epsilon(
-            noise_multiplier=noise_multiplier, sampling_rate=sampling_rate, steps=steps, delta=1e-5
-        )
+        return repeated_epsilon(noise_multiplier=noise_multiplier, sampling_rate=sampling_rate, steps=steps, delta=1e-5)
 
     found = noise_multiplier_for(epsilon=epsilon, delta=1e-5, steps=steps, sampling_rate=sampling_rate)
     assert shown(found) <= epsilon < shown(found * (1 - 2e-4))

@@ -95,7 +95,7 @@ def test_indices_are_ascending_int64_within_the_population() -> None:
     taken = poisson_sample(3_000_000, 0.001)
     assert taken.dtype == np.int64
     assert np.all(np.diff(taken) > 0)
-    assert 0 <= taken[0]
+    assert taken[0] >= 0
     assert taken[-1] < 3_000_000
 
 

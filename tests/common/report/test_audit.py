@@ -335,7 +335,8 @@ def test_every_failing_ledger_is_reported_and_the_first_kind_counts(run):
     verdict = verify_paths([run.root])
     assert verdict.words == FAILED
     assert isinstance(verdict.error, LedgerCorrupt)
-    assert "north: entry 1" in verdict.error.fact and "west: entry 1" in verdict.error.fact
+    assert "north: entry 1" in verdict.error.fact
+    assert "west: entry 1" in verdict.error.fact
     assert run.verdict("south").verdict == VERIFIED
 
 
