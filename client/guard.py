@@ -69,7 +69,8 @@ def check_offer(home: SiteHome, ledger: BudgetLedger, plan: TrainingPlan, manife
         raise PolicyRefused(f"{home.name}: no data is registered for population {population!r}")
     if plan.privacy.delta != limit.delta:
         raise PolicyRefused(
-            f"{home.name}: the plan is calibrated at delta = {plan.privacy.delta:g}, the budget is held at {limit.delta:g}"
+            f"{home.name}: the plan is calibrated at delta = {plan.privacy.delta:g}, "
+            f"the budget is held at {limit.delta:g}"
         )
     worst = attempt_event(manifest, cohort_size=len(manifest.roster))
     ledger.account(population).check_affordable(worst, times=manifest.rounds + manifest.spare_attempts)

@@ -17,7 +17,6 @@ from common.files import write_atomic
 from common.plan import Manifest, TrainingPlan
 from common.wire_pb2 import Masked
 
-
 RUN_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 
 

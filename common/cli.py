@@ -16,7 +16,6 @@ ENTRY_POINT_GROUP: Final = "fedward.commands"
 INTERRUPTED_EXIT_CODE: Final = 130
 _SUMMARIES: Final[Mapping[str, str]] = {
     "simulate": "Train one private model over many simulated sites, on this machine.",
-    "deid": "De-identify tables under a declared schema.",
     "audit": "Check what was spent, offline, from files alone.",
     "bench": "Measure Fedward beside its peers on this machine.",
 }

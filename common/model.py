@@ -176,14 +176,14 @@ def normalise(section: NormalisationSection, features: NDArray[np.floating]) -> 
     Args:
         features: Shape (n, *inputs).
     """
-    rows = features.astype(np.float64).reshape(len(features), math.prod(features.shape[1:]))
-    if section.center:
-        rows = (rows - np.asarray(section.center)) / np.asarray(section.scale)
-    if section.limit:
-        rows = np.clip(rows, -section.limit, section.limit)
-    if section.record_norm:
-        rows = rows * _shortening(rows, section.record_norm)
     with np.errstate(over="ignore"):  # a value beyond float32 becomes infinite, which every later check refuses
+        rows = features.astype(np.float64).reshape(len(features), math.prod(features.shape[1:]))
+        if section.center:
+            rows = (rows - np.asarray(section.center)) / np.asarray(section.scale)
+        if section.limit:
+            rows = np.clip(rows, -section.limit, section.limit)
+        if section.record_norm:
+            rows = rows * _shortening(rows, section.record_norm)
         return rows.astype(np.float32).reshape(features.shape)
 
 

@@ -152,8 +152,8 @@ class SecureSumSection(Settings):
     def _enough_honest(self) -> Self:
         if self.colluding >= self.minimum_cohort - 1:
             raise ValueError(
-                f"colluding = {self.colluding} must be at most minimum_cohort - 2 = {self.minimum_cohort - 2}: with one "
-                "honest site left the sum shows that site's update"
+                f"colluding = {self.colluding} must be at most minimum_cohort - 2 = {self.minimum_cohort - 2}: with "
+                "one honest site left the sum shows that site's update"
             )
         return self
 

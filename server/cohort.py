@@ -32,7 +32,8 @@ class Cohort:
         if len(chosen) < self._minimum:
             reasons = ", ".join(f"{site}: {reason}" for site, reason in sorted(self.left.items())) or "no answer"
             raise QuorumLost(
-                f"{len(chosen)} of {len(self._sites)} sites are left, the minimum cohort is {self._minimum} ({reasons})",
+                f"{len(chosen)} of {len(self._sites)} sites are left, the minimum cohort is {self._minimum} "
+                f"({reasons})",
                 hint="what the sites spent so far stands in their ledgers; nothing of the model is lost",
             )
         return chosen

@@ -5,9 +5,7 @@ round is tried again with the rest, as long as a cohort and spare attempts are l
 """
 
 import os
-import time
 from collections import defaultdict
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
@@ -33,7 +31,6 @@ from server.rundir import PreparedRun, load_run
 from server.secagg import SealedSum
 
 RESULT_FILE: Final = "result.json"
-CONNECTION_PAUSE_S: Final = 0.2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,15 +70,12 @@ class Coordinator:
         exchange: Exchange,
         *,
         journal: Journal | None = None,
-        sleep: Callable[[float], None] = time.sleep,
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._run = run
         self._manifest = run.manifest
         self._mailbox = Mailbox(run, exchange, journal=journal)
         self._cohort = Cohort(run.manifest.names, minimum=run.manifest.minimum_cohort)
         self._journal = journal
-        self._sleep, self._clock = sleep, clock
         self._ciphertexts: dict[str, list[pb.Ciphertext]] = defaultdict(list)
         self._state = ServerState.start(
             initial_parameters(run.plan.model, len(run.plan.task.classes), seed=run.settings.seed)
@@ -112,7 +106,6 @@ class Coordinator:
 
     def _set_up(self) -> None:
         plan, manifest, timeout_s = self._run.plan, self._manifest, self._run.settings.setup_timeout_s
-        self._wait_for_nodes(timeout_s)
         offer = pb.Offer(plan=canonical_json(plan.to_json()), manifest=canonical_json(manifest.to_json()))
         self._mailbox.invite(offer, timeout_s=timeout_s)
         for site in set(manifest.names) - set(self._mailbox.joined):
@@ -129,12 +122,6 @@ class Coordinator:
         self._mailbox.ask(joined, lambda _: request, pb.Encapsulated, timeout_s=timeout_s, accept=accept)
         for site in set(joined) - answered:
             self._cohort.refused(site, self._mailbox.refused.get(site, "NoReply"))
-
-    def _wait_for_nodes(self, timeout_s: float) -> None:
-        """Wait until every site's node is there, or the time is up; then go on with those that are."""
-        deadline = self._clock() + timeout_s
-        while self._mailbox.connected() < len(self._manifest.roster) and self._clock() < deadline:
-            self._sleep(CONNECTION_PAUSE_S)
 
     def _round(self, round_number: int) -> None:
         manifest, attempt = self._manifest, 0

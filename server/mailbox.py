@@ -68,10 +68,6 @@ class Mailbox:
         """The sites that joined, sorted."""
         return sorted(self._nodes)
 
-    def connected(self) -> int:
-        """How many nodes Flower sees."""
-        return len(self._exchange.node_ids())
-
     def invite(self, offer: pb.Offer, *, timeout_s: float) -> None:
         """Ask every connected node to join; who it is, its signature proves and not the node."""
         request = self._envelope(offer, ANY_SITE)

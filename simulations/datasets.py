@@ -14,7 +14,7 @@ from simulations.scenario import DataSection
 LABEL_COLUMN = "diagnosis"
 FILE_COLUMN = "file"
 INDEX_FILE = "index.csv"
-_RULE = "fedward/public-rows/v1"
+_RULE = "fedward-{name}-public-v1:{key}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,12 +24,14 @@ class SourceRows:
     Attributes:
         frame: Shape (n, ...): the label as text in `diagnosis`, and either one column a feature or the column `file`.
         patients: Shape (n,), patient index 0..P-1 of each record.
+        patient_keys: P names by which the publisher tells patients apart: a row number, or a code.
         classes: Class names; the label column holds nothing else.
         directory: Where the files are; None for a table.
     """
 
     frame: pl.DataFrame
     patients: NDArray[np.int64]
+    patient_keys: tuple[str, ...]
     classes: tuple[str, ...]
     directory: Path | None = None
 
@@ -80,14 +82,14 @@ def load_source(data: DataSection, classes: tuple[str, ...], data_path: Path | N
     return _image_index(data_path, classes)
 
 
-def split_public(source: SourceRows, data: DataSection) -> PublicSplit:
-    """Choose the public patients by a rule that looks at nothing but labels and positions.
+def split_public(source: SourceRows, data: DataSection, *, name: str) -> PublicSplit:
+    """Choose the public patients by a rule that looks at nothing but labels and the publisher's keys.
 
-    Patients are ordered by the SHA-256 of rule, source and position, within each class; every part takes its share of
-    each class by largest remainder. No seed changes it.
+    Within each class patients are ordered by the SHA-256 of `fedward-<name>-public-v1:<key>`; public and tuning
+    patients are the first of each class, in its share by largest remainder. No seed changes it.
     """
     labels = source.patient_labels
-    keys = [hashlib.sha256(f"{_RULE}/{data.source}/{position}".encode()).digest() for position in range(len(labels))]
+    keys = [hashlib.sha256(_RULE.format(name=name, key=key).encode()).digest() for key in source.patient_keys]
     order = sorted(range(len(labels)), key=lambda position: keys[position])
     if len(labels) <= data.public_rows:
         raise DataRefused(f"{len(labels)} patients leave none private beside {data.public_rows} public ones")
@@ -125,7 +127,12 @@ def _breast_cancer(classes: tuple[str, ...]) -> SourceRows:
             **{str(name): bundle.data[:, column] for column, name in enumerate(bundle.feature_names)},
         }
     )
-    return SourceRows(frame=frame, patients=np.arange(frame.height, dtype=np.int64), classes=classes)
+    return SourceRows(
+        frame=frame,
+        patients=np.arange(frame.height, dtype=np.int64),
+        patient_keys=tuple(str(row) for row in range(frame.height)),
+        classes=classes,
+    )
 
 
 def _image_index(directory: Path, classes: tuple[str, ...]) -> SourceRows:
@@ -141,11 +148,12 @@ def _image_index(directory: Path, classes: tuple[str, ...]) -> SourceRows:
     strangers = set(frame.get_column(LABEL_COLUMN).unique()) - set(classes)
     if strangers:
         raise DataRefused(f"{path.name}: {len(strangers)} labels are not among the plan's classes {list(classes)}")
-    _, codes = np.unique(patients.to_numpy(), return_inverse=True)
+    names, codes = np.unique(patients.to_numpy().astype(str), return_inverse=True)
     folder = directory / "images"
     return SourceRows(
         frame=frame,
         patients=codes.astype(np.int64),
+        patient_keys=tuple(str(name) for name in names),
         classes=classes,
         directory=folder if folder.is_dir() else directory,
     )

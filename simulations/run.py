@@ -114,7 +114,7 @@ def simulate(scenario: Scenario, options: SimulationOptions, *, report: Report) 
     started, clock = datetime.now(UTC), time.perf_counter()
     report("reading the data")
     source = load_source(scenario.data, scenario.plan.task.classes, options.data)
-    split = split_public(source, scenario.data)
+    split = split_public(source, scenario.data, name=scenario.name)
     with _private_directory() as records_dir:
         features = prepare_features(
             scenario, source, split, weights=options.weights, device=options.device, report=report

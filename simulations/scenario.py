@@ -1,6 +1,7 @@
 """A scenario: which data, how it is spread over sites, what is stripped from it, and the plan to train."""
 
 import difflib
+import math
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -60,25 +61,37 @@ class SitesSection(Settings):
         return tuple(share / sum(raw) for share in raw)
 
 
+class PoissonRecipe(Settings):
+    """Tuned settings of Poisson-sampled DP-SGD for one epsilon."""
+
+    epsilon: float = Field(gt=0)
+    sampling_rate: float = Field(gt=0, le=1)
+    steps: int = Field(ge=1)
+    learning_rate: float = Field(gt=0)
+    clipping_norm: float = Field(gt=0)
+    averaging: float = Field(default=0.9, ge=0, lt=1)
+
+
 class ComparisonSection(Settings):
     """Tuned settings of the peers in the comparison.
 
     Attributes:
-        poisson_*: Of the Poisson-sampled DP-SGD run on the pooled rows.
-        nonprivate_*: Of the runs without privacy; full-batch gradient descent with momentum.
+        poisson: Of Poisson-sampled DP-SGD on the pooled rows; the entry nearest in log epsilon is taken.
+        nonprivate_*: Of the runs without privacy: full-batch descent with momentum 0.9, and FedAvg.
         local_*: Of federated training with each site's own full noise.
     """
 
-    poisson_sampling_rate: float = Field(gt=0, le=1)
-    poisson_steps: int = Field(ge=1)
-    poisson_learning_rate: float = Field(gt=0)
-    poisson_clipping_norm: float = Field(gt=0)
-    poisson_averaging: float = Field(default=0.0, ge=0, lt=1)
-    nonprivate_rounds: int = Field(default=300, ge=1)
-    nonprivate_learning_rate: float = Field(default=0.5, gt=0)
-    nonprivate_weight_decay: float = Field(default=1e-3, ge=0)
+    poisson: tuple[PoissonRecipe, ...] = Field(min_length=1)
+    nonprivate_rounds: int = Field(default=60, ge=1)
+    nonprivate_learning_rate: float = Field(default=0.3, gt=0)
+    nonprivate_local_steps: int = Field(default=5, ge=1)
+    nonprivate_local_learning_rate: float = Field(default=0.3, gt=0)
     local_steps: int = Field(default=1, ge=1)
     local_learning_rate: float = Field(default=1.0, gt=0)
+
+    def poisson_for(self, epsilon: float) -> PoissonRecipe:
+        """The recipe tuned for the nearest epsilon."""
+        return min(self.poisson, key=lambda recipe: abs(math.log(recipe.epsilon / epsilon)))
 
 
 class Scenario(Settings):

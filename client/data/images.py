@@ -74,6 +74,8 @@ def _decode(content: bytes, *, where: str) -> NDArray[np.uint8]:
         upright = _upright(content, where=where)
     except DataRefused:
         raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise DataRefused(f"{where} has far more pixels than {LARGEST_PIXELS}") from None
     except Exception as error:
         # Pillow stumbles over a broken file in a dozen ways (OSError, SyntaxError, struct.error, …), each of which is
         # the file's fault. Its texts may quote the file, so only the kind is told.

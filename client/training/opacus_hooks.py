@@ -2,7 +2,8 @@
 
 Opacus clips records and adds its own noise; neither is used. Records go through the network in chunks of one fixed
 size, filled up with zeros where patients run out, so that a patient's gradient is computed by the same kernels
-whoever else is in the batch.
+whoever else is in the batch. Without that, one patient less moved the rounding of the others by 6e-4 C under a hostile
+model (300 patients, cnn, d = 5,226), which is more than the clipping margin; with it by 1e-14 C.
 """
 
 from collections.abc import Iterator

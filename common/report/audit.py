@@ -1,16 +1,11 @@
-"""What a run's ledgers prove, offline and from files alone.
-
-A run leaves `sites/<name>/ledger.jsonl`, `witnesses.jsonl` (heads that the coordinator holds), each site's own
-`sites/<name>/witnesses.jsonl` (heads that it holds of the others) and `trust.json` (pinned keys).
-"""
+"""What a run's ledgers prove, offline and from files alone."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from common.crypto.keys import VerifyKey
 from common.errors import ConfigurationError, FederationError, LedgerCorrupt, LedgerNotWitnessed, PrivacyBudgetExhausted
 from common.privacy.account import AttemptState, PopulationAccount
 from common.privacy.accountant import epsilon
@@ -18,14 +13,13 @@ from common.privacy.budget import RELATION, View
 from common.privacy.entries import PopulationTerms, parse_line
 from common.privacy.events import MechanismEvent
 from common.privacy.verify import LedgerReport, verify_ledger
-from common.privacy.witness import SignedHead, WitnessBook
+from common.report.evidence import LEDGER_NAME, SITES_NAME, TRUST_NAME, Evidence, run_of
 from common.report.numbers import VERIFIED, over_limit
 from common.trust import TrustFile, read_trust
 
 VERDICT_VERSION = 1
 NOT_WITNESSED = "self-consistent, not witnessed"
 FAILED = "failed"
-LEDGER_NAME, WITNESS_NAME, TRUST_NAME, SITES_NAME = "ledger.jsonl", "witnesses.jsonl", "trust.json", "sites"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,25 +116,6 @@ class AuditVerdict:
         }
 
 
-@dataclass(slots=True, kw_only=True)
-class _Evidence:
-    """What vouches for ledgers: pinned keys, and books by path, each opened once."""
-
-    trust: TrustFile | None = None
-    books: dict[Path, WitnessBook] = field(default_factory=dict)
-
-    def add_book(self, path: Path) -> None:
-        self.books.setdefault(path.resolve(), WitnessBook(path, holder="auditor"))
-
-    def heads(self, site: str, ledger: Path) -> list[SignedHead]:
-        """Heads of a site from every book but its own: nobody is a witness of himself."""
-        own = ledger.with_name(WITNESS_NAME).resolve()
-        return [head for path, book in self.books.items() if path != own for head in book.heads(site)]
-
-    def key(self, site: str) -> VerifyKey | None:
-        return self.trust.site_key(site) if self.trust is not None and site in self.trust.sites else None
-
-
 def verify_paths(
     paths: Sequence[Path], *, witness_files: Sequence[Path] = (), trust_file: Path | None = None
 ) -> AuditVerdict:
@@ -166,7 +141,7 @@ def verify_paths(
         if path.is_dir():
             verdicts += _verify_run(path, witness_files, given_trust)
         elif path.is_file():
-            evidence = _evidence(_run_of(path), witness_files, given_trust)
+            evidence = Evidence.gather(run_of(path), witness_files=witness_files, trust=given_trust)
             verdicts.append(_verify_ledger(path, None, evidence))
         else:
             raise ConfigurationError(f"{path}: no such run directory or ledger")
@@ -174,13 +149,12 @@ def verify_paths(
 
 
 def _verify_run(run: Path, witness_files: Sequence[Path], trust: TrustFile | None) -> list[LedgerVerdict]:
-    evidence = _evidence(run, witness_files, trust)
+    evidence = Evidence.gather(run, witness_files=witness_files, trust=trust)
     found = {path.parent.name: path for path in run.glob(f"{SITES_NAME}/*/{LEDGER_NAME}")}
-    expected = set(evidence.trust.sites) if evidence.trust is not None else set()
-    if not found and not expected:
+    if not found and not evidence.pinned_sites:
         raise ConfigurationError(f"{run}: no ledger at {SITES_NAME}/<name>/{LEDGER_NAME}")
     verdicts = []
-    for name in sorted(found.keys() | expected):
+    for name in sorted(found.keys() | evidence.pinned_sites):
         path = found.get(name, run / SITES_NAME / name / LEDGER_NAME)
         if name in found:
             verdicts.append(_verify_ledger(path, name, evidence))
@@ -190,23 +164,7 @@ def _verify_run(run: Path, witness_files: Sequence[Path], trust: TrustFile | Non
     return verdicts
 
 
-def _run_of(ledger: Path) -> Path:
-    """The run that a ledger file lies in, or its own directory when it was handed over alone."""
-    parents = ledger.resolve().parents
-    return parents[2] if len(parents) > 2 and parents[1].name == SITES_NAME else parents[0]
-
-
-def _evidence(run: Path, witness_files: Sequence[Path], trust: TrustFile | None) -> _Evidence:
-    evidence = _Evidence(trust=trust)
-    if trust is None and (run / TRUST_NAME).is_file():
-        evidence.trust = read_trust(run / TRUST_NAME)
-    beside = [run / WITNESS_NAME, *sorted(run.glob(f"{SITES_NAME}/*/{WITNESS_NAME}"))]
-    for path in [*witness_files, *(path for path in beside if path.is_file())]:
-        evidence.add_book(path)
-    return evidence
-
-
-def _verify_ledger(path: Path, directory_site: str | None, evidence: _Evidence) -> LedgerVerdict:
+def _verify_ledger(path: Path, directory_site: str | None, evidence: Evidence) -> LedgerVerdict:
     content = path.read_bytes()
     named = _named_site(content)
     site = directory_site or named or path.stem

@@ -69,6 +69,7 @@ def _context(summary: Mapping[str, Any]) -> dict[str, Any]:
         "attempts_key": attempts_key(shown),
         "comparison": COMPARISON,
         "trained": trained,
+        "untrained": [label for key, label in COMPARISON if key not in trained],
         "measures": MEASURES,
         "intervals": intervals,
         "notes": summary.get("comparison_notes") or {},

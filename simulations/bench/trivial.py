@@ -5,6 +5,7 @@ Both backends run the same ServerApp and ClientApp. The result, one JSON documen
 
 import argparse
 import json
+import sys
 import tempfile
 from functools import partial
 from importlib import resources
@@ -62,7 +63,8 @@ def main() -> None:
     parser.add_argument("--sites", type=int, required=True)
     parser.add_argument("--rounds", type=int, required=True)
     arguments = parser.parse_args()
-    print(json.dumps(run_trivial(arguments.backend, sites=arguments.sites, rounds=arguments.rounds)))
+    result = run_trivial(arguments.backend, sites=arguments.sites, rounds=arguments.rounds)
+    sys.stdout.write(json.dumps(result) + "\n")
 
 
 if __name__ == "__main__":

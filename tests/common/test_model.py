@@ -84,7 +84,10 @@ def test_a_linear_head_starts_at_zero():
 def test_the_start_of_a_network_is_the_same_everywhere():
     # Computed once from numpy's PCG64 stream; another numpy, platform or torch must give the same bytes.
     start = initial_parameters(MLP, 3, seed=5)
-    assert hashlib.sha256(start.tobytes()).hexdigest() == "fb17947e10a0a2af9ebb2f18d47c34675149cecae4823f84fa2ec45bb23c91dd"
+    assert (
+        hashlib.sha256(start.tobytes()).hexdigest()
+        == "fb17947e10a0a2af9ebb2f18d47c34675149cecae4823f84fa2ec45bb23c91dd"
+    )
 
 
 @pytest.mark.parametrize("model", [MLP, CNN], ids=["mlp", "cnn"])

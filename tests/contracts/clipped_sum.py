@@ -129,6 +129,16 @@ class ClippedSumContract:
             )
             assert np.linalg.norm(whole - without) <= 1.0
 
+    def test_under_a_hostile_model_a_contribution_is_the_same_in_any_company(self):
+        engine, batch = self.engine(), self.batch([1, 2, 1, 3] * 10, scale=3.0)
+        parameters = np.sign(self.parameters()) * np.float32(1e4)
+        whole = engine.clipped_sum(parameters, batch, clipping_norm=1.0)
+        parts = [
+            engine.clipped_sum(parameters, batch.select(np.array([patient])), clipping_norm=1.0)
+            for patient in range(batch.patient_count)
+        ]
+        np.testing.assert_allclose(np.sum(parts, axis=0), whole, rtol=0, atol=1e-6)
+
     def test_the_order_of_records_and_patients_does_not_matter(self):
         batch, parameters, engine = self.batch([1, 2, 1, 3] * 3), self.parameters(), self.engine()
         order = np.random.default_rng(1).permutation(len(batch.labels))

@@ -12,7 +12,7 @@ from common.errors import BackendFailed, ConfigurationError
 from server.outcome import read_outcome
 from simulations.bench.trivial_app import TrivialJob, read_result, write_job
 from simulations.ray_backend import run_flower_app, run_with_flower
-from simulations.superlink import running_superlink
+from simulations.superlink import SuperLink, running_superlink
 
 pytest.importorskip("ray")
 pytestmark = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks for processes in /proc")
@@ -61,14 +61,21 @@ def test_a_bundle_that_flower_refuses_fails_with_the_reason_and_leaves_nothing_b
     assert _left_running(tag) == []
 
 
-def test_ctrl_c_leaves_no_process_and_no_file_behind(tag: Mapping[str, str]) -> None:
-    with pytest.raises(KeyboardInterrupt), running_superlink(tag, secrets={"FEDWARD_TEST_SECRET": b"s"}) as superlink:
+def _interrupted_superlink(tag: Mapping[str, str], seen: list[SuperLink]) -> None:
+    with running_superlink(tag, secrets={"FEDWARD_TEST_SECRET": b"s"}) as superlink:
         secret = Path(superlink.environment["FEDWARD_TEST_SECRET"])
         assert (secret.read_bytes(), secret.stat().st_mode & 0o777) == (b"s", 0o600)
         assert len(_left_running(tag)) >= 1
+        seen.append(superlink)
         raise KeyboardInterrupt
+
+
+def test_ctrl_c_leaves_no_process_and_no_file_behind(tag: Mapping[str, str]) -> None:
+    seen: list[SuperLink] = []
+    with pytest.raises(KeyboardInterrupt):
+        _interrupted_superlink(tag, seen)
     assert _left_running(tag) == []
-    assert not superlink.directory.exists()
+    assert not seen[0].directory.exists()
 
 
 def test_a_running_cluster_of_the_user_is_not_used(tag: Mapping[str, str], monkeypatch: pytest.MonkeyPatch) -> None:

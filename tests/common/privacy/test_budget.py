@@ -33,7 +33,7 @@ def test_each_view_has_its_limit(budget: PrivacyBudget) -> None:
 )
 def test_an_impossible_budget_is_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError):
-        PrivacyBudget(**{"epsilon": 3.0, "epsilon_alone": 5.7, "delta": 1e-5} | wrong)
+        PrivacyBudget(**{"epsilon": 3.0, "epsilon_alone": 5.7, "delta": 1e-5} | wrong)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("wrong", [{"extra": 1}, {"epsilon": "3"}, {"unit": "family"}, {"delta": True}])

@@ -370,3 +370,14 @@ def test_the_json_document_is_json_and_names_everything(run):
     assert ledger["head"].startswith("sha256:")
     assert ledger["key"] == run.keys["north"].public_key.text
     assert set(ledger["populations"][0]) >= {"epsilon", "epsilon_alone", "delta", "unit", "relation", "unsettled"}
+
+
+def test_a_ledger_handed_over_with_its_book_and_keys_beside_it_verifies(run, tmp_path):
+    for path in (run.ledger("north"), run.root / "witnesses.jsonl", run.root / "trust.json"):
+        shutil.copy(path, tmp_path / path.name)
+    assert verify_paths([tmp_path / "ledger.jsonl"]).words == VERIFIED
+
+
+def test_a_relative_path_finds_the_same_files(run, monkeypatch):
+    monkeypatch.chdir(run.ledger("north").parent)
+    assert verify_paths([Path("ledger.jsonl")]).words == VERIFIED

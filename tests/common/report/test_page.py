@@ -122,6 +122,12 @@ def test_a_run_without_comparison_rows_says_so(summary):
     assert "The comparison rows were not trained in this run." in words(summary)
 
 
+def test_a_single_row_that_was_not_trained_is_named(summary):
+    summary["metrics"]["pooled_dp"] = None
+    text = words(summary)
+    assert "Not trained in this run: Data pooled, private." in text
+
+
 def test_version_1_without_any_added_key_is_a_report(summary):
     added = ("title", "fedward_version", "started", "task", "residual_scan", "model", "comparison_notes")
     for key in (*added, "comparison_intervals"):
@@ -156,7 +162,7 @@ def test_another_version_is_refused(summary):
 
 def test_a_good_run_needs_no_attention(summary):
     assert attention(Shown(summary)) == []
-    assert "All checks passed." in words(summary)
+    assert "All recorded checks passed." in words(summary)
 
 
 @pytest.mark.parametrize(
@@ -174,7 +180,7 @@ def test_a_good_run_needs_no_attention(summary):
 def test_what_must_not_be_missed_stands_at_the_top(summary, change, said):
     change(summary)
     text = words(summary)
-    assert "All checks passed." not in text
+    assert "All recorded checks passed." not in text
     assert said in text[: text.index("What was done")]
 
 

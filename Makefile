@@ -1,0 +1,47 @@
+# make demo        install, train four hospitals' private model, say where the report is
+# make test        install with test extras, then lint, types, import contracts, tests
+# make test-slow   the tests that take more than half a minute
+# make bench       every benchmark
+SHELL := /bin/sh
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+OUT ?= fedward-run
+
+.PHONY: demo test test-slow bench clean wire
+
+demo: $(VENV)/installed
+	$(BIN)/fedward simulate breast --force --out $(OUT)
+
+test: $(VENV)/installed-test
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/pytest
+
+test-slow: $(VENV)/installed-test
+	$(BIN)/pytest -m slow
+
+bench: $(VENV)/installed-test
+	$(BIN)/fedward bench simulation
+	$(BIN)/fedward bench accuracy
+
+$(VENV)/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Fedward needs Python 3.11 or newer; name one with PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/installed: $(VENV)/bin/python pyproject.toml
+	@echo "installing (PyTorch is large; some minutes the first time)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	@touch $@
+
+$(VENV)/installed-test: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[test]"
+	@touch $@
+
+wire: ## generate common/wire_pb2.py; needs grpcio-tools 1.81
+	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. common/wire.proto
+
+clean:
+	rm -rf build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,221 @@
+"""What else could have been done with the same patients: each row really trained, at the same delta, unit and model.
+
+The private rows draw the same noise on the same kind of grid as the federation and are calibrated by the same
+accountant; none has spare attempts or colluders to pay for. Sums are formed in the clear, since masks change no result.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from client.training.batch import PatientBatch
+from client.training.engine import ClippedSumEngine, choose_engine
+from client.training.local import local_training
+from common.crypto.ring import choose_grid, dequantise, quantise
+from common.metrics import Metrics, evaluate
+from common.model import cross_entropy, initial_parameters, predict
+from common.plan import TrainingPlan, TrainingSection
+from common.privacy.calibrate import noise_multiplier_for
+from common.privacy.noise import discrete_gaussian, poisson_sample
+from server.aggregate import ServerState, descent_direction, server_step
+from simulations.features import PublicRows
+from simulations.scenario import ComparisonSection, PoissonRecipe
+
+UNCLIPPED = 1e9
+Parameters = NDArray[np.float32]
+Gradient = Callable[[Parameters], NDArray[np.float64]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Peers:
+    """Everything the comparison rows are trained from.
+
+    Attributes:
+        sites: Each site's records, normalised by the plan's public constants.
+        nominal: Each site's public nominal number of patients.
+        pooled: All of them in one place.
+    """
+
+    plan: TrainingPlan
+    comparison: ComparisonSection
+    sites: Sequence[PatientBatch]
+    nominal: Sequence[int]
+    pooled: PatientBatch
+    public: PublicRows
+    seed: int
+
+    @property
+    def engine(self) -> ClippedSumEngine:
+        """The engine of the plan's model."""
+        return choose_engine(self.plan.model, len(self.plan.task.classes))[0]
+
+    def start(self) -> Parameters:
+        """The public starting point."""
+        return initial_parameters(self.plan.model, len(self.plan.task.classes), seed=self.seed)
+
+    def test_metrics(self, parameters: Parameters) -> Metrics:
+        """All metrics on the public test rows."""
+        task = self.plan.task
+        probabilities = predict(self.plan.model, len(task.classes), parameters, self.public.test_features)
+        return evaluate(probabilities, self.public.test_labels, positive=task.classes.index(task.positive))
+
+    def tuning_score(self, parameters: Parameters) -> tuple[float, float]:
+        """Accuracy and minus cross-entropy on the public tuning rows; larger is better."""
+        probabilities = predict(self.plan.model, len(self.plan.task.classes), parameters, self.public.tuning_features)
+        labels = self.public.tuning_labels
+        accuracy = float((probabilities.argmax(axis=1) == labels).mean())
+        return accuracy, -cross_entropy(probabilities, labels)
+
+
+def pooled_nonprivate(peers: Peers) -> Parameters:
+    """Full-batch gradient descent with momentum on the pooled records."""
+    comparison, count = peers.comparison, peers.pooled.patient_count
+    training = TrainingSection(
+        rounds=comparison.nonprivate_rounds,
+        server_optimizer="momentum",
+        learning_rate=comparison.nonprivate_learning_rate,
+        momentum=0.9,
+    )
+    engine = peers.engine
+    return _descend(peers, training, lambda x: _whole_sum(engine, x, peers.pooled) / count)
+
+
+def federated_nonprivate(peers: Peers) -> Parameters:
+    """FedAvg (McMahan et al. 2017) over the sites, a few full-batch steps a round, weighted by nominal size."""
+    comparison, engine = peers.comparison, peers.engine
+    steps = comparison.nonprivate_local_steps
+    current = peers.start()
+    for _ in range(-(-comparison.nonprivate_rounds // steps)):
+        moved = []
+        for batch in peers.sites:
+            local = current.astype(np.float64)
+            for _ in range(steps):
+                gradient = _whole_sum(engine, local.astype(np.float32), batch) / max(1, batch.patient_count)
+                local -= comparison.nonprivate_local_learning_rate * gradient
+            moved.append(local)
+        weights = np.asarray(peers.nominal, dtype=np.float64)
+        current = (weights[:, None] * np.stack(moved)).sum(axis=0).astype(np.float32) / np.float32(weights.sum())
+    return current
+
+
+def pooled_dp(peers: Peers) -> tuple[Parameters, str]:
+    """The better of our recipe run centrally and Poisson-sampled DP-SGD; chosen on the tuning rows, and which."""
+    recipe, poisson = pooled_dp_recipe(peers), pooled_dp_poisson(peers)
+    if peers.tuning_score(recipe) >= peers.tuning_score(poisson):
+        return recipe, "full batch, the federation's own recipe"
+    return poisson, "Poisson-sampled DP-SGD"
+
+
+def pooled_dp_recipe(peers: Peers) -> Parameters:
+    """The federation's recipe on pooled records: full batch, one full noise a round, no spare attempts."""
+    return _central_recipe(peers, peers.pooled, peers.plan.privacy.nominal_patients)
+
+
+def pooled_dp_poisson(peers: Peers) -> Parameters:
+    """DP-SGD with Poisson sampling (Abadi et al. 2016, arXiv:1607.00133) on pooled records, tuned for each epsilon."""
+    recipe = peers.comparison.poisson_for(peers.plan.privacy.epsilon)
+    training = TrainingSection(
+        rounds=recipe.steps, server_optimizer="sgd", learning_rate=recipe.learning_rate, averaging=recipe.averaging
+    )
+    noisy = _noisy_sum(peers, peers.pooled, steps=recipe.steps, sampling=recipe, clipping_norm=recipe.clipping_norm)
+    denominator = recipe.sampling_rate * peers.plan.privacy.nominal_patients
+    return _descend(peers, training, lambda x: noisy(x) / denominator)
+
+
+def federated_local_dp(peers: Peers) -> Parameters:
+    """FedAvg in which every site adds its own full noise; the guarantee needs nobody else."""
+    plan, comparison, engine = peers.plan, peers.comparison, peers.engine
+    privacy, training = plan.privacy, plan.training
+    steps = comparison.local_steps
+    noise_multiplier = _calibrated(privacy.epsilon, privacy.delta, training.rounds * steps, 1.0)
+    total_nominal = sum(peers.nominal)
+    grid = choose_grid(
+        dimension=len(peers.start()),
+        clipping_norm=privacy.clipping_norm,
+        sites=1,
+        nominal_patients=privacy.nominal_patients,
+        noise_multiplier=noise_multiplier,
+        noise_shares=1,
+    )
+    state = ServerState.start(peers.start())
+    for _ in range(training.rounds):
+        total = np.zeros(grid.dimension)
+        for batch, nominal in zip(peers.sites, peers.nominal, strict=True):
+            delta = local_training(
+                engine,
+                state.current.astype(np.float32),
+                batch,
+                steps=steps,
+                sampling_rate=1.0,
+                learning_rate=comparison.local_learning_rate,
+                clipping_norm=privacy.clipping_norm,
+                nominal_patients=nominal,
+                noise_multiplier=noise_multiplier,
+                grid=grid,
+                sample=poisson_sample,
+                draw_noise=discrete_gaussian,
+            )
+            total += delta * (nominal / total_nominal)
+        direction = descent_direction(total, mode="local", cohort_nominal=total_nominal, nominal=total_nominal)
+        state = server_step(state, direction, training)
+    return state.released
+
+
+def best_single_site_dp(peers: Peers) -> tuple[Parameters, int]:
+    """Each site alone with the same recipe; the one that is best on the tuning rows, and which site it is."""
+    alone = [_central_recipe(peers, batch, nominal) for batch, nominal in zip(peers.sites, peers.nominal, strict=True)]
+    best = max(range(len(alone)), key=lambda site: peers.tuning_score(alone[site]))
+    return alone[best], best
+
+
+def _central_recipe(peers: Peers, batch: PatientBatch, nominal: int) -> Parameters:
+    training = peers.plan.training
+    noisy = _noisy_sum(
+        peers, batch, steps=training.rounds, sampling=None, clipping_norm=peers.plan.privacy.clipping_norm
+    )
+    return _descend(peers, training, lambda x: noisy(x) / nominal)
+
+
+def _noisy_sum(
+    peers: Peers, batch: PatientBatch, *, steps: int, sampling: PoissonRecipe | None, clipping_norm: float
+) -> Gradient:
+    """One sampled Gaussian mechanism on one trusted machine, on the same grid with the same sampler as a site."""
+    privacy, engine = peers.plan.privacy, peers.engine
+    rate = 1.0 if sampling is None else sampling.sampling_rate
+    noise_multiplier = _calibrated(privacy.epsilon, privacy.delta, steps, rate)
+    grid = choose_grid(
+        dimension=len(peers.start()),
+        clipping_norm=clipping_norm,
+        sites=1,
+        nominal_patients=privacy.nominal_patients,
+        noise_multiplier=noise_multiplier,
+        noise_shares=1,
+    )
+
+    def mechanism(parameters: Parameters) -> NDArray[np.float64]:
+        chosen = batch if rate == 1.0 else batch.select(poisson_sample(batch.patient_count, rate))
+        total = engine.clipped_sum(parameters, chosen, clipping_norm=clipping_norm)
+        noise = discrete_gaussian(grid.dimension, noise_multiplier * grid.sensitivity)
+        return dequantise(quantise(total, grid) + noise, grid)
+
+    return mechanism
+
+
+def _descend(peers: Peers, training: TrainingSection, gradient: Gradient) -> Parameters:
+    state = ServerState.start(peers.start())
+    for _ in range(training.rounds):
+        state = server_step(state, -gradient(state.current.astype(np.float32)), training)
+    return state.released
+
+
+def _whole_sum(engine: ClippedSumEngine, parameters: Parameters, batch: PatientBatch) -> NDArray[np.float64]:
+    """The plain gradient sum: a clipping norm that no gradient reaches."""
+    return engine.clipped_sum(parameters, batch, clipping_norm=UNCLIPPED)
+
+
+@lru_cache(maxsize=64)
+def _calibrated(epsilon: float, delta: float, steps: int, sampling_rate: float) -> float:
+    return noise_multiplier_for(epsilon=epsilon, delta=delta, steps=steps, sampling_rate=sampling_rate)

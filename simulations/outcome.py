@@ -1,0 +1,74 @@
+"""What a simulation leaves behind: summary.json, report.html, and a few lines for the terminal."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from common.canonical import canonical_json
+from common.files import write_atomic
+from common.report.page import render_report
+from simulations.run import SimulationOptions, simulate
+from simulations.scenario import Scenario
+from simulations.summary import residual_scan, summarise
+
+SUMMARY_FILE = "summary.json"
+REPORT_FILE = "report.html"
+ROW_NAMES = {
+    "federated": "this run",
+    "pooled_nonprivate": "pooled, not private",
+    "pooled_dp": "pooled, private",
+    "federated_nonprivate": "federated, not private",
+    "federated_local_dp": "federated, each site its own noise",
+    "best_single_site_dp": "best single site, private",
+}
+
+
+def simulate_to_directory(
+    scenario: Scenario, options: SimulationOptions, *, comparison: bool, report: Callable[[str], None]
+) -> dict[str, Any]:
+    """Run a scenario and write its results; returns the summary.
+
+    The residual scan reads what was written, the report included, and its counts go into both: they are written twice,
+    first without and then with the counts, and the second texts are searched again before they are put in place.
+    """
+    simulation = simulate(scenario, options, report=report)
+    summary = summarise(simulation, comparison=comparison, report=report)
+    report("searching everything for identifiers")
+    _write(options.out, summary)
+    summary["residual_scan"] = residual_scan(simulation, options.out)
+    _write(options.out, summary)
+    return summary
+
+
+def summary_text(summary: dict[str, Any], out: Path) -> str:
+    """The run in a dozen lines."""
+    privacy = summary["privacy"]
+    lines = [
+        f"{summary['title']}: {summary['rounds']} rounds over {len(summary['sites'])} sites "
+        f"in {summary['seconds']:.1f} s",
+        f"epsilon {privacy['epsilon']:.2f}, alone {privacy['epsilon_alone']:.2f} "
+        f"(delta {privacy['delta']:g}, per {privacy['unit']}, add or remove one)",
+    ]
+    for name, label in ROW_NAMES.items():
+        metrics = summary["metrics"].get(name)
+        if metrics is not None:
+            lines.append(f"  {label:<36} accuracy {100 * metrics['accuracy']:5.1f} %")
+    scan = summary["residual_scan"]
+    lines += [
+        f"ledgers: {summary['ledger_verdict']}; identifiers found in {scan['files']} files and {scan['messages']} "
+        f"messages: {scan['hits']}",
+        f"report: {out / REPORT_FILE}",
+    ]
+    return "\n".join(lines)
+
+
+def read_summary(out: Path) -> dict[str, Any]:
+    """The summary in an out directory."""
+    document: dict[str, Any] = json.loads((out / SUMMARY_FILE).read_bytes())
+    return document
+
+
+def _write(out: Path, summary: dict[str, Any]) -> None:
+    write_atomic(out / SUMMARY_FILE, canonical_json(summary) + b"\n", mode=0o644)
+    write_atomic(out / REPORT_FILE, render_report(summary).encode(), mode=0o644)
