@@ -161,7 +161,8 @@ class SiteAgent:
         request = read_body(envelope, pb.Keys)
         state = self._state(envelope.run_id)
         self._witness(request.heads)
-        agreed = [read_joined(self._home, state.manifest, data) for data in request.joined]
+        trust = self._home.trust()
+        agreed = [read_joined(trust, state.manifest, data) for data in request.joined]
         self._witness([body.head for _, body in agreed])
         state = self._remember(exchange_keys(self._home, state, peer_keys(self._home, state, agreed)))
         return pb.Encapsulated(ciphertexts=signed_ciphertexts(self._home, state), head=self._head(envelope.run_id))
@@ -188,14 +189,15 @@ class SiteAgent:
 
     def _witness(self, heads: Sequence[pb.Head]) -> None:
         """Keep what others' ledgers were said to end with; refuse to run behind what was said of this one."""
-        trust = self._home.trust()
+        trust, others = self._home.trust(), []
         for message in heads:
             head = head_from_message(message)
             head.verify(trust.site_key(head.site))
             if head.site == self._home.name:
                 self._ledger.confirm(head)
             else:
-                self._witnesses.record(head)
+                others.append(head)
+        self._witnesses.record(*others)
 
     def _head(self, run_id: str) -> pb.Head:
         return head_message(self._ledger.signed_head(run_id))

@@ -9,12 +9,13 @@ from common import wire_pb2 as pb
 from common.crypto.masking import RunPublicKeys, comes_first, encapsulate, pair_secret, pair_transcript
 from common.errors import PolicyRefused, TrustError
 from common.plan import Manifest
+from common.trust import TrustFile
 from common.wire import COORDINATOR, length_prefixed, read_body, read_envelope, verify_envelope
 
 CIPHERTEXT_DOMAIN = "ciphertext"
 
 
-def read_joined(home: SiteHome, manifest: Manifest, data: bytes) -> tuple[str, pb.Joined]:
+def read_joined(trust: TrustFile, manifest: Manifest, data: bytes) -> tuple[str, pb.Joined]:
     """One relayed agreement: signed by a pinned site of the roster, for this run and this very manifest.
 
     Raises:
@@ -23,7 +24,7 @@ def read_joined(home: SiteHome, manifest: Manifest, data: bytes) -> tuple[str, p
     envelope = read_envelope(data)
     if envelope.sender not in manifest.names:
         raise TrustError(f"{envelope.sender[:63]!r} is not in the roster")
-    key = home.trust().site_key(envelope.sender)
+    key = trust.site_key(envelope.sender)
     verify_envelope(envelope, key=key, run_id=manifest.run_id, sender=envelope.sender, recipient=COORDINATOR)
     body = read_body(envelope, pb.Joined)
     if body.manifest_digest != manifest.digest:
@@ -88,7 +89,7 @@ def learn_secrets(home: SiteHome, state: RunState, ciphertexts: Iterable[pb.Ciph
     Raises:
         TrustError: If one is for somebody else, from a stranger, or not signed by its sender.
     """
-    learned: dict[str, bytes] = {}
+    trust, learned = home.trust(), dict[str, bytes]()
     for item in ciphertexts:
         if item.recipient != home.name or item.sender not in state.peers:
             raise TrustError("a ciphertext is not for this site, or it is from a stranger")
@@ -97,7 +98,7 @@ def learn_secrets(home: SiteHome, state: RunState, ciphertexts: Iterable[pb.Ciph
         if not comes_first(item.sender, home.name):
             raise TrustError(f"{item.sender} does not encapsulate to {home.name}")
         signed = _signed_bytes(state.manifest, item.sender, item.recipient, item.ciphertext)
-        home.trust().site_key(item.sender).verify(CIPHERTEXT_DOMAIN, signed, item.signature)
+        trust.site_key(item.sender).verify(CIPHERTEXT_DOMAIN, signed, item.signature)
         kem_secret = state.keys.decapsulate(item.ciphertext)
         keys = state.peers[item.sender]
         learned[item.sender] = _pair_secret(home, state, item.sender, keys, kem_secret, item.ciphertext)

@@ -1,6 +1,7 @@
 """What will be computed: the training plan a coordinator signs and the manifest every site signs."""
 
 import math
+from functools import cached_property
 from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -189,7 +190,7 @@ class TrainingPlan(Settings):
         """The JSON object that is signed and digested."""
         return self.model_dump(mode="json")
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """`sha256:<hex>`; what a site approves."""
         return digest_json("plan", self.to_json())
@@ -253,7 +254,7 @@ class Manifest(Settings):
         """The JSON object that is signed and digested."""
         return self.model_dump(mode="json")
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """`sha256:<hex>` of the manifest."""
         return digest_json("manifest", self.to_json())

@@ -1,6 +1,7 @@
 """What a simulation leaves behind: summary.json, report.html, and a few lines for the terminal."""
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,7 @@ def summary_text(summary: dict[str, Any], out: Path) -> str:
     lines = [
         f"{summary['title']}: {summary['rounds']} rounds over {len(summary['sites'])} sites "
         f"in {summary['seconds']:.1f} s",
-        f"epsilon {privacy['epsilon']:.2f}, alone {privacy['epsilon_alone']:.2f} "
+        f"epsilon {_rounded_up(privacy['epsilon'])}, alone {_rounded_up(privacy['epsilon_alone'])} "
         f"(delta {privacy['delta']:g}, per {privacy['unit']}, add or remove one)",
     ]
     for name, label in ROW_NAMES.items():
@@ -67,6 +68,11 @@ def read_summary(out: Path) -> dict[str, Any]:
     """The summary in an out directory."""
     document: dict[str, Any] = json.loads((out / SUMMARY_FILE).read_bytes())
     return document
+
+
+def _rounded_up(epsilon: float) -> str:
+    """Two digits, never less than the truth."""
+    return f"{math.ceil(100 * epsilon) / 100:.2f}"
 
 
 def _write(out: Path, summary: dict[str, Any]) -> None:

@@ -5,15 +5,17 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from common.errors import ConfigurationError
+
 
 def partition_rows(
     labels: NDArray[np.int64], *, weights: Sequence[float], label_skew: float, seed: int
 ) -> list[NDArray[np.int64]]:
     """Split row indices over sites.
 
-    Sizes are the weights' shares of the rows, rounded by largest remainder. A fraction `label_skew` of the rows, drawn
-    at random, is dealt out sorted by label to the sites in a random order, so that each gets runs of one label; the
-    others are dealt out at random. Every row goes to exactly one site.
+    Sizes are the weights' shares of the rows, rounded by largest remainder, and at least one row each. A fraction
+    `label_skew` of the rows, drawn at random, is dealt out sorted by label to the sites in a random order, so that each
+    gets runs of one label; the others are dealt out at random. Every row goes to exactly one site.
 
     Args:
         labels: Shape (n,), class index of each unit that is dealt out.
@@ -22,12 +24,19 @@ def partition_rows(
 
     Returns:
         For each site its row indices, ascending.
+
+    Raises:
+        ConfigurationError: If there are fewer rows than sites.
     """
+    if len(labels) < len(weights):
+        raise ConfigurationError(f"{len(labels)} private patients are too few for {len(weights)} sites")
     random = np.random.default_rng([seed, 0xFED])
-    sizes = _sizes(len(labels), weights)
+    sizes = [1 + size for size in _sizes(len(labels) - len(weights), weights)]
     shuffled = random.permutation(len(labels))
-    skewed = round(label_skew * len(labels))
-    skewed_sizes = _sizes(skewed, weights)
+    skewed_sizes = [
+        min(size, part) for size, part in zip(sizes, _sizes(round(label_skew * len(labels)), weights), strict=True)
+    ]
+    skewed = sum(skewed_sizes)
     by_label = shuffled[:skewed][np.argsort(labels[shuffled[:skewed]], kind="stable")]
     rest = shuffled[skewed:]
     order = random.permutation(len(sizes))

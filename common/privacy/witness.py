@@ -97,22 +97,27 @@ class WitnessBook:
             held_by, head = self._read_line(line, number)
             self._take(head, held_by)
 
-    def record(self, head: SignedHead) -> None:
-        """Keep a head, on disk before this returns; one that is already held is not written again.
+    def record(self, *heads: SignedHead) -> None:
+        """Keep heads, on disk before this returns; what is already held is not written again.
 
         Raises:
             LedgerCorrupt: If the site signed another digest for the same entry: its ledger has two histories.
         """
-        if (self._holder, head.site, head.seq, head.digest) in self._held:
+        new: dict[tuple[str, int], SignedHead] = {}
+        for head in heads:
+            self._refuse_fork(head, new.get((head.site, head.seq)))
+            if (self._holder, head.site, head.seq, head.digest) not in self._held:
+                new[head.site, head.seq] = head
+        if not new:
             return
-        self._refuse_fork(head)
-        line = canonical_json({**head.to_json(), "held_by": self._holder}) + b"\n"
+        lines = [canonical_json({**head.to_json(), "held_by": self._holder}) + b"\n" for head in new.values()]
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with os.fdopen(os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "wb") as stream:
-            stream.write(line)
+            stream.write(b"".join(lines))
             stream.flush()
             os.fsync(stream.fileno())
-        self._take(head, self._holder)
+        for head in new.values():
+            self._take(head, self._holder)
 
     def heads(self, site: str) -> tuple[SignedHead, ...]:
         """Every held head of one site, by entry number."""
@@ -136,13 +141,13 @@ class WitnessBook:
         except ValueError as error:
             raise LedgerCorrupt(f"{self._path.name}, line {number}: {error}") from error
 
-    def _refuse_fork(self, head: SignedHead) -> None:
-        known = self._heads.get(head.site, {}).get(head.seq)
-        if known is not None and known.digest != head.digest:
-            raise LedgerCorrupt(
-                f"{head.site} signed two different heads for entry {head.seq}",
-                hint="keep both heads: together they prove that the ledger was forked",
-            )
+    def _refuse_fork(self, head: SignedHead, other: SignedHead | None = None) -> None:
+        for known in (self._heads.get(head.site, {}).get(head.seq), other):
+            if known is not None and known.digest != head.digest:
+                raise LedgerCorrupt(
+                    f"{head.site} signed two different heads for entry {head.seq}",
+                    hint="keep both heads: together they prove that the ledger was forked",
+                )
 
     def _take(self, head: SignedHead, held_by: str) -> None:
         self._refuse_fork(head)
