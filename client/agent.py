@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, Literal, Self
 
 from google.protobuf.message import Message
 
@@ -45,24 +45,31 @@ NAMES_THAT_TRAVEL: Final = frozenset(
     {"TrustError", "PolicyRefused", "PlanNotApproved", "PrivacyBudgetExhausted", "LedgerCorrupt"}
 )
 UNAVAILABLE: Final = "Unavailable"
+Device = Literal["auto", "cpu", "cuda"]
 
 
 class SiteAgent:
     """A site that answers messages. Open it with `SiteAgent.open`, close it when done; use it from one thread."""
 
-    def __init__(self, home: SiteHome, ledger: BudgetLedger, witnesses: WitnessBook, journal: Journal | None) -> None:
+    def __init__(
+        self, home: SiteHome, ledger: BudgetLedger, witnesses: WitnessBook, *, journal: Journal | None, device: Device
+    ) -> None:
         self._home = home
         self._ledger = ledger
         self._witnesses = witnesses
         self._journal = journal
+        self._device: Device = device
         self._states: dict[str, RunState] = {}
         self._batches: dict[str, PatientBatch] = {}
         self._engines: dict[str, ClippedSumEngine] = {}
         self._closing = ExitStack()
 
     @classmethod
-    def open(cls, root: Path, *, passphrase: bytes, journal: Journal | None = None) -> Self:
+    def open(cls, root: Path, *, passphrase: bytes, journal: Journal | None = None, device: Device = "auto") -> Self:
         """Rebuild the agent from its directory, holding the ledger's lock until it is closed.
+
+        Args:
+            device: Where gradients of `mlp` and `cnn` heads are computed; `auto` is the GPU where there is one.
 
         Raises:
             ConfigurationError: If no site lives there or another process holds it.
@@ -71,7 +78,7 @@ class SiteAgent:
         home = open_home(root, passphrase=passphrase)
         with ExitStack() as opening:
             ledger = opening.enter_context(BudgetLedger.open(home.ledger_path, site=home.name, key=home.identity))
-            agent = cls(home, ledger, WitnessBook(home.witness_path, holder=home.name), journal)
+            agent = cls(home, ledger, WitnessBook(home.witness_path, holder=home.name), journal=journal, device=device)
             agent._closing = opening.pop_all()
         return agent
 
@@ -228,7 +235,8 @@ class SiteAgent:
     def _engine(self, state: RunState) -> ClippedSumEngine:
         run_id = state.manifest.run_id
         if run_id not in self._engines:
-            engine, reason = choose_engine(state.plan.model, len(state.plan.task.classes))
+            model, classes = state.plan.model, len(state.plan.task.classes)
+            engine, reason = choose_engine(model, classes, device=self._device)
             self._log("engine", run_id, reason=reason)
             self._engines[run_id] = engine
         return self._engines[run_id]

@@ -4,7 +4,7 @@ The private rows draw the same noise on the same kind of grid as the federation 
 accountant; none has spare attempts or colluders to pay for. Sums are formed in the clear, since masks change no result.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -12,14 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from client.training.batch import PatientBatch
-from client.training.engine import ClippedSumEngine, choose_engine
+from client.training.engine import ClippedSumEngine
 from client.training.local import local_training
 from common.crypto.ring import choose_grid, dequantise, quantise
 from common.metrics import Metrics, evaluate
 from common.model import cross_entropy, initial_parameters, predict
 from common.plan import TrainingPlan, TrainingSection
 from common.privacy.calibrate import noise_multiplier_for
-from common.privacy.noise import discrete_gaussian, poisson_sample
+from common.privacy.noise import MOST_COORDINATES, discrete_gaussian, poisson_sample
 from server.aggregate import ServerState, descent_direction, server_step
 from simulations.features import PublicRows
 from simulations.scenario import ComparisonSection, PoissonRecipe
@@ -37,6 +37,7 @@ class Peers:
         sites: Each site's records, normalised by the plan's public constants.
         nominal: Each site's public nominal number of patients.
         pooled: All of them in one place.
+        engine: Of the plan's model.
     """
 
     plan: TrainingPlan
@@ -45,12 +46,8 @@ class Peers:
     nominal: Sequence[int]
     pooled: PatientBatch
     public: PublicRows
+    engine: ClippedSumEngine
     seed: int
-
-    @property
-    def engine(self) -> ClippedSumEngine:
-        """The engine of the plan's model."""
-        return choose_engine(self.plan.model, len(self.plan.task.classes))[0]
 
     def start(self) -> Parameters:
         """The public starting point."""
@@ -140,6 +137,9 @@ def federated_local_dp(peers: Peers) -> Parameters:
         noise_multiplier=noise_multiplier,
         noise_shares=1,
     )
+    noise = _noise_rows(
+        grid.dimension, noise_multiplier * grid.sensitivity, rows=training.rounds * steps * len(peers.sites)
+    )
     state = ServerState.start(peers.start())
     for _ in range(training.rounds):
         total = np.zeros(grid.dimension)
@@ -156,7 +156,7 @@ def federated_local_dp(peers: Peers) -> Parameters:
                 noise_multiplier=noise_multiplier,
                 grid=grid,
                 sample=poisson_sample,
-                draw_noise=discrete_gaussian,
+                draw_noise=lambda _size, _std: next(noise),
             )
             total += delta * (nominal / total_nominal)
         direction = descent_direction(total, mode="local", cohort_nominal=total_nominal, nominal=total_nominal)
@@ -195,13 +195,22 @@ def _noisy_sum(
         noise_shares=1,
     )
 
+    noise = _noise_rows(grid.dimension, noise_multiplier * grid.sensitivity, rows=steps)
+
     def mechanism(parameters: Parameters) -> NDArray[np.float64]:
         chosen = batch if rate == 1.0 else batch.select(poisson_sample(batch.patient_count, rate))
         total = engine.clipped_sum(parameters, chosen, clipping_norm=clipping_norm)
-        noise = discrete_gaussian(grid.dimension, noise_multiplier * grid.sensitivity)
-        return dequantise(quantise(total, grid) + noise, grid)
+        return dequantise(quantise(total, grid) + next(noise), grid)
 
     return mechanism
+
+
+def _noise_rows(dimension: int, std: float, *, rows: int) -> Iterator[NDArray[np.int64]]:
+    """Fresh noise of shape (dimension,), `rows` times; drawn in blocks, since each call of the sampler costs."""
+    block = max(1, MOST_COORDINATES // dimension)
+    for start in range(0, rows, block):
+        count = min(block, rows - start)
+        yield from discrete_gaussian(count * dimension, std).reshape(count, dimension)
 
 
 def _descend(peers: Peers, training: TrainingSection, gradient: Gradient) -> Parameters:

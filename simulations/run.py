@@ -24,8 +24,8 @@ from common.runplan import build_manifest, calibrate_plan
 from server.coordinator import run_from_directory
 from server.exchange import GridExchange
 from server.rundir import RunSettings, prepare_run
-from simulations.datasets import PublicSplit, SourceRows, load_source, split_public
-from simulations.features import PublicRows, prepare_features
+from simulations.datasets import PublicSplit, SourceRows
+from simulations.features import PreparedData, PublicRows, prepare_data
 from simulations.outdir import claim_out_directory
 from simulations.partition import partition_rows
 from simulations.residual import Hit, ResidualScan
@@ -105,21 +105,24 @@ class Simulation:
     training_seconds: float
 
 
-def simulate(scenario: Scenario, options: SimulationOptions, *, report: Report) -> Simulation:
+def simulate(
+    scenario: Scenario, options: SimulationOptions, *, report: Report, prepared: PreparedData | None = None
+) -> Simulation:
     """Run a scenario. What the sites spent stays in their ledgers however this ends.
+
+    Args:
+        prepared: The scenario's data, if an earlier run of it has them already; by default they are read.
 
     Raises:
         FederationError: Whatever stopped it; the out directory keeps ledgers, witnesses and logs.
     """
     started, clock = datetime.now(UTC), time.perf_counter()
-    report("reading the data")
-    source = load_source(scenario.data, scenario.plan.task.classes, options.data)
-    split = split_public(source, scenario.data, name=scenario.name)
-    with _private_directory() as records_dir:
-        features = prepare_features(
-            scenario, source, split, weights=options.weights, device=options.device, report=report
+    if prepared is None:
+        prepared = prepare_data(
+            scenario, data=options.data, weights=options.weights, device=options.device, report=report
         )
-        plan = features.plan
+    source, split, plan = prepared.source, prepared.split, prepared.plan_of(scenario)
+    with _private_directory() as records_dir:
         report("calibrating the noise")
         noise_multiplier = calibrate_plan(plan)
         _check_early(scenario, plan, noise_multiplier)
@@ -149,7 +152,7 @@ def simulate(scenario: Scenario, options: SimulationOptions, *, report: Report) 
                 manifest=manifest,
                 records_dir=records_dir,
                 seed=options.seed,
-                features=features.maker(home),
+                features=prepared.maker(home),
             )
             for home, part in zip(homes, parts, strict=True)
         )
@@ -174,8 +177,8 @@ def simulate(scenario: Scenario, options: SimulationOptions, *, report: Report) 
         manifest=manifest,
         source=source,
         split=split,
-        public=features.public,
-        of_rows=features.of_rows,
+        public=prepared.public,
+        of_rows=prepared.of_rows,
         sites=sites,
         history=_read_history(options.out, manifest),
         message_scan=scan,
@@ -216,7 +219,9 @@ def _run_backend(
 
     with ExitStack() as opened, task_identity(1):
         agents = {
-            number: opened.enter_context(SiteAgent.open(site.home.root, passphrase=passphrase, journal=journal))
+            number: opened.enter_context(
+                SiteAgent.open(site.home.root, passphrase=passphrase, journal=journal, device=options.device)
+            )
             for number, site in enumerate(sites, start=1)
         }
         handlers = site_handlers({number: agent.handle for number, agent in agents.items()})

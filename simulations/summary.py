@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from client.training.batch import PatientBatch, group_by_patient
+from client.training.engine import choose_engine
 from common.cli import installed_version
 from common.metrics import Metrics, evaluate, wilson_interval
 from common.model import cross_entropy, predict
@@ -161,6 +162,7 @@ def peers_of(simulation: Simulation) -> Peers:
         nominal=[entry.nominal_patients for entry in simulation.manifest.roster],
         pooled=batch(np.sort(np.concatenate([site.rows for site in simulation.sites]))),
         public=simulation.public,
+        engine=choose_engine(plan.model, classes, device=simulation.options.device)[0],
         seed=simulation.options.seed,
     )
 
