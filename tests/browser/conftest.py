@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -35,11 +37,22 @@ def chromium():
         browser.close()
 
 
-@pytest.fixture(scope="session", params=["sample", *(["real run"] if REAL_RUN_VARIABLE in os.environ else [])])
-def report_directory(request, tmp_path_factory):
-    """A directory with `summary.json` and `report.html`: a rendered sample, and the run that FEDWARD_TEST_RUN names."""
-    if request.param == "real run":
+@pytest.fixture(scope="session")
+def real_run(tmp_path_factory):
+    """The out directory of the main job: the one that FEDWARD_TEST_RUN names, else a fresh `fedward simulate`."""
+    if REAL_RUN_VARIABLE in os.environ:
         return Path(os.environ[REAL_RUN_VARIABLE])
+    out = tmp_path_factory.mktemp("real") / "run"
+    command = [sys.executable, "-c", "from common.cli import main; main()", "simulate", "breast", "--out", str(out)]
+    subprocess.run(command, check=True, capture_output=True, timeout=240)
+    return out
+
+
+@pytest.fixture(scope="session", params=["sample", "real run"])
+def report_directory(request, tmp_path_factory):
+    """A directory with `summary.json` and `report.html`: a rendered sample, and the main job's."""
+    if request.param == "real run":
+        return request.getfixturevalue("real_run")
     directory = tmp_path_factory.mktemp("sample")
     shutil.copy(SAMPLE, directory / "summary.json")
     html = render_report(json.loads(SAMPLE.read_text(encoding="utf-8")))
