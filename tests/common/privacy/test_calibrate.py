@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 
 from common.privacy.accountant import EPSILON_MARGIN, gaussian_mu, repeated_epsilon
+from common.privacy.admission import AdmissionFilter, FilterCost
+from common.privacy.budget import PrivacyBudget
 from common.privacy.calibrate import noise_multiplier_for
 
 VECTORS = json.loads((Path(__file__).parents[2] / "vectors" / "accounting.json").read_text())
@@ -54,3 +56,17 @@ def test_an_impossible_target_is_refused_with_its_number(wrong: dict[str, float]
     plan = {"epsilon": 3.0, "delta": 1e-5, "steps": 66, "sampling_rate": 1.0} | wrong
     with pytest.raises(ValueError, match=named):
         noise_multiplier_for(**plan)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("epsilon", [0.1, 1.0, 3.0, 8.0])
+def test_a_gaussian_filter_admits_every_attempt_of_a_plan_that_was_calibrated_to_the_whole_budget(epsilon):
+    budget = PrivacyBudget(epsilon=epsilon, epsilon_alone=1e6, delta=1e-5)
+    admission = AdmissionFilter.gaussian()
+    for steps in (*range(1, 40), 66, 103):
+        z = noise_multiplier_for(epsilon=epsilon, delta=1e-5, steps=steps, sampling_rate=1.0)
+        cost = FilterCost(trusted=1 / z**2, alone=1 / z**2)
+        spent = FilterCost()
+        for _ in range(steps):
+            admission.check(spent, cost, budget)
+            spent += cost
+        admission.check(FilterCost(), FilterCost(trusted=steps / z**2, alone=steps / z**2), budget)
