@@ -6,7 +6,6 @@ on disk before it answers, so an agent may be closed and opened between any two 
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Literal, Self
@@ -14,18 +13,17 @@ from typing import Final, Literal, Self
 from google.protobuf.message import Message
 
 from client.attempt import answer_attempt, burn_reserved, read_attempt
-from client.data.registry import load_dataset
+from client.data.registry import check_populations, load_dataset
 from client.guard import check_offer
 from client.handshake import exchange_keys, learn_secrets, peer_keys, read_joined, signed_ciphertexts
 from client.home import SiteHome, open_home
 from client.runstate import RunState, forget_secrets, joined, load_state, save_state
-from client.training.batch import PatientBatch
+from client.training.batch import PatientBatch, normalised
 from client.training.engine import ClippedSumEngine, choose_engine
 from common import wire_pb2 as pb
 from common.crypto.masking import RunKeys
 from common.errors import DataRefused, FederationError, TrustError
 from common.journal import Journal
-from common.model import normalise
 from common.plan import Manifest, TrainingPlan
 from common.privacy.ledger import BudgetLedger
 from common.privacy.witness import WitnessBook
@@ -78,6 +76,7 @@ class SiteAgent:
         home = open_home(root, passphrase=passphrase)
         with ExitStack() as opening:
             ledger = opening.enter_context(BudgetLedger.open(home.ledger_path, site=home.name, key=home.identity))
+            check_populations(home, ledger)
             agent = cls(home, ledger, WitnessBook(home.witness_path, holder=home.name), journal=journal, device=device)
             agent._closing = opening.pop_all()
         return agent
@@ -197,6 +196,8 @@ class SiteAgent:
     def _witness(self, heads: Sequence[pb.Head]) -> None:
         """Keep what others' ledgers were said to end with; refuse to run behind what was said of this one."""
         trust, others = self._home.trust(), []
+        if len(heads) > len(trust.sites):
+            raise TrustError(f"a message has {len(heads)} heads, there are {len(trust.sites)} sites")
         for message in heads:
             head = head_from_message(message)
             head.verify(trust.site_key(head.site))
@@ -227,9 +228,7 @@ class SiteAgent:
         run_id = state.manifest.run_id
         if run_id not in self._batches:
             batch = load_dataset(self._home, state.population, classes=len(state.plan.task.classes))
-            if batch.patient_count:
-                batch = replace(batch, features=normalise(state.plan.normalisation, batch.features))
-            self._batches[run_id] = batch
+            self._batches[run_id] = normalised(batch, state.plan.normalisation)
         return self._batches[run_id]
 
     def _engine(self, state: RunState) -> ClippedSumEngine:

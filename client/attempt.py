@@ -19,7 +19,7 @@ from client.update import LocalUpdate, compute_update
 from common import wire_pb2 as pb
 from common.canonical import DIGEST_PREFIX, digest_bytes
 from common.crypto.masking import mask_context
-from common.errors import PolicyRefused, TrustError
+from common.errors import LedgerCorrupt, PolicyRefused, TrustError
 from common.parameters import parameters_digest, parameters_from_bytes, vector_to_bytes
 from common.privacy.account import AttemptState
 from common.privacy.entries import AttemptKey
@@ -64,7 +64,7 @@ def read_attempt(home: SiteHome, state: RunState, request: pb.Round) -> Attempt:
         raise TrustError(f"{len(unknown)} sites of the cohort share no secret with this one")
     if len(cohort) < manifest.minimum_cohort:
         raise PolicyRefused(f"a cohort of {len(cohort)} is below the minimum of {manifest.minimum_cohort}")
-    if not 1 <= request.round <= manifest.rounds or request.attempt < 1:
+    if not (1 <= request.round <= manifest.rounds and 1 <= request.attempt <= 1 + manifest.spare_attempts):
         raise PolicyRefused(f"round {request.round} attempt {request.attempt} is outside the plan")
     parameters = parameters_from_bytes(request.parameters, dimension=manifest.dimension)
     context = mask_context(
@@ -100,6 +100,7 @@ def answer_attempt(
 
     Raises:
         TrustError: If the attempt lies before the last one, or was answered under another context.
+        LedgerCorrupt: If it was answered and the ledger does not know.
         PolicyRefused: If it was begun and lost, or the plan's attempts are used up.
         PrivacyBudgetExhausted: If the budget would be passed; nothing is computed then.
     """
@@ -107,8 +108,10 @@ def answer_attempt(
     stored = _stored_answer(ledger, state, outbox, attempt)
     if stored is not None:
         return stored
-    kept = _kept_update(home, state, attempt)
-    update = kept or _charged_update(home, ledger, state, attempt, engine=engine, batch=batch)
+    update = _kept_update(home, ledger, state, attempt)
+    if update is None:
+        _refuse_lost(ledger, state, attempt)
+        update = _charged_update(home, ledger, state, attempt, engine=engine, batch=batch)
     secrets = {peer: state.pair_secrets[peer] for peer in attempt.cohort if peer != home.name}
     vector = mask_update(update, site=home.name, pair_secrets=secrets, context=attempt.context)
     answer = pb.Masked(
@@ -118,8 +121,7 @@ def answer_attempt(
         vector=vector_to_bytes(vector),
     )
     outbox.write(answer)
-    if kept is None:
-        _settle(ledger, state, answer)
+    _settle(ledger, state, answer)
     return answer
 
 
@@ -133,28 +135,44 @@ def burn_reserved(ledger: BudgetLedger, state: RunState) -> None:
 
 def _stored_answer(ledger: BudgetLedger, state: RunState, outbox: Outbox, attempt: Attempt) -> pb.Masked | None:
     asked = (attempt.round_number, attempt.attempt)
-    key = AttemptKey(run_id=state.manifest.run_id, round_number=asked[0], attempt=asked[1])
-    charged = ledger.account(state.population).attempt(key)
     stored = outbox.read()
-    if stored is not None and (stored.round, stored.attempt) == asked:
-        if stored.context != attempt.label:
-            raise TrustError(f"round {asked[0]} attempt {asked[1]} was answered under another context")
-        if charged is not None and charged.state is AttemptState.RESERVED:
-            _settle(ledger, state, stored)
-        return stored
-    if stored is not None and asked < (stored.round, stored.attempt):
+    if stored is None or asked > (stored.round, stored.attempt):
+        return None
+    if asked < (stored.round, stored.attempt):
         raise TrustError(f"round {asked[0]} attempt {asked[1]} lies before the last one answered")
-    if charged is not None:
-        burn_reserved(ledger, state)
-        raise PolicyRefused(f"round {asked[0]} attempt {asked[1]} was begun and lost; it stays charged")
-    return None
+    if stored.context != attempt.label:
+        raise TrustError(f"round {asked[0]} attempt {asked[1]} was answered under another context")
+    charged = ledger.account(state.population).attempt(_key(state, *asked))
+    if charged is None and state.manifest.mode == "pooled":
+        raise LedgerCorrupt(
+            f"round {asked[0]} attempt {asked[1]} was answered and never charged",
+            hint="an old copy of the ledger was restored",
+        )
+    if charged is not None and charged.state is AttemptState.BURNED:
+        raise PolicyRefused(f"round {asked[0]} attempt {asked[1]} was burned; its answer never leaves")
+    _settle(ledger, state, stored)
+    return stored
 
 
-def _kept_update(home: SiteHome, state: RunState, attempt: Attempt) -> LocalUpdate | None:
+def _kept_update(home: SiteHome, ledger: BudgetLedger, state: RunState, attempt: Attempt) -> LocalUpdate | None:
+    """In local mode the update that this round already has, unless its charge was burned."""
     if state.manifest.mode != "local":
         return None
-    units = load_local_update(home, state.manifest.run_id, attempt.round_number)
+    account, round_number = ledger.account(state.population), attempt.round_number
+    tries = range(1, 2 + state.manifest.spare_attempts)
+    charges = [charge for number in tries if (charge := account.attempt(_key(state, round_number, number)))]
+    if all(charge.state is AttemptState.BURNED for charge in charges):
+        return None
+    units = load_local_update(home, state.manifest.run_id, round_number)
     return None if units is None else LocalUpdate(units=units)
+
+
+def _refuse_lost(ledger: BudgetLedger, state: RunState, attempt: Attempt) -> None:
+    """A charged attempt without bytes on disk was interrupted; it is never computed a second time."""
+    key = _key(state, attempt.round_number, attempt.attempt)
+    if ledger.account(state.population).attempt(key) is not None:
+        burn_reserved(ledger, state)
+        raise PolicyRefused(f"round {key.round_number} attempt {key.attempt} was begun and lost; it stays charged")
 
 
 def _charged_update(
@@ -183,10 +201,18 @@ def _charged_update(
 
 
 def _settle(ledger: BudgetLedger, state: RunState, answer: pb.Masked) -> None:
-    ledger.settle(
-        state.population,
-        run_id=state.manifest.run_id,
-        round_number=answer.round,
-        attempt=answer.attempt,
-        release=digest_bytes("release", answer.vector),
-    )
+    """Settle what these bytes are the release of; in local mode that may be an earlier attempt of the round."""
+    any_attempt = state.manifest.mode == "local"
+    for key in ledger.account(state.population).unsettled:
+        if key == _key(state, answer.round, answer.attempt if not any_attempt else key.attempt):
+            ledger.settle(
+                state.population,
+                run_id=key.run_id,
+                round_number=key.round_number,
+                attempt=key.attempt,
+                release=digest_bytes("release", answer.vector),
+            )
+
+
+def _key(state: RunState, round_number: int, attempt: int) -> AttemptKey:
+    return AttemptKey(run_id=state.manifest.run_id, round_number=round_number, attempt=attempt)

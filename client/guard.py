@@ -1,7 +1,7 @@
 """May this be computed here? The plan against policy, approval and budget; only this module makes a Permit."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from client.home import SiteHome
@@ -13,8 +13,10 @@ from common.errors import (
     TrustError,
 )
 from common.plan import Manifest, TrainingPlan
-from common.policy import SitePolicy, check_policy
+from common.policy import BudgetLimit, SitePolicy, check_policy
+from common.privacy.account import PopulationAccount
 from common.privacy.accountant import epsilon
+from common.privacy.admission import FilterCost
 from common.privacy.budget import View
 from common.privacy.events import MechanismEvent, TrustMode
 from common.privacy.ledger import BudgetLedger
@@ -58,10 +60,10 @@ def check_offer(home: SiteHome, ledger: BudgetLedger, plan: TrainingPlan, manife
         PrivacyBudgetExhausted: If the whole plan, spare attempts included, does not fit into what is left.
     """
     _check_roster(home, manifest)
-    _check_manifest(plan, manifest)
     policy = home.policy()
     check_policy(policy, plan, manifest)
     population = _approved_population(home, policy, ledger, plan)
+    _check_manifest(plan, manifest)  # after approval: accounting for a plan that nobody read can take minutes
     limit = policy.budget.get(population)
     if limit is None:
         raise PolicyRefused(f"{home.name}: the policy has no budget for population {population!r}")
@@ -73,7 +75,9 @@ def check_offer(home: SiteHome, ledger: BudgetLedger, plan: TrainingPlan, manife
             f"the budget is held at {limit.delta:g}"
         )
     worst = attempt_event(manifest, cohort_size=len(manifest.roster))
-    ledger.account(population).check_affordable(worst, times=manifest.rounds + manifest.spare_attempts)
+    attempts = manifest.rounds + manifest.spare_attempts
+    ledger.account(population).check_affordable(worst, times=attempts)
+    _check_policy_limit(ledger.account(population), limit, worst, times=attempts)
     return population
 
 
@@ -172,6 +176,19 @@ def _check_manifest(plan: TrainingPlan, manifest: Manifest) -> None:
             f"the manifest's noise multiplier {manifest.noise_multiplier:.4g} gives epsilon {promised:.3f} over all "
             f"attempts, the plan promises {plan.privacy.epsilon:g}"
         )
+
+
+def _check_policy_limit(account: PopulationAccount, limit: BudgetLimit, event: MechanismEvent, *, times: int) -> None:
+    """The ledger keeps the budget that a population was opened with; a policy that was lowered since binds too."""
+    one, budget = account.terms.admission.cost(event), account.budget
+    lowered = replace(
+        budget,
+        epsilon=min(limit.epsilon, budget.epsilon),
+        epsilon_alone=min(limit.epsilon_alone, budget.epsilon_alone),
+        delta=min(limit.delta, budget.delta),
+    )
+    extra = FilterCost(trusted=times * one.trusted, alone=times * one.alone)
+    account.terms.admission.check(account.cost, extra, lowered)
 
 
 def _approved_population(home: SiteHome, policy: SitePolicy, ledger: BudgetLedger, plan: TrainingPlan) -> str:

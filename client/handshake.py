@@ -10,9 +10,14 @@ from common.crypto.masking import RunPublicKeys, comes_first, encapsulate, pair_
 from common.errors import PolicyRefused, TrustError
 from common.plan import Manifest
 from common.trust import TrustFile
-from common.wire import COORDINATOR, length_prefixed, read_body, read_envelope, verify_envelope
-
-CIPHERTEXT_DOMAIN = "ciphertext"
+from common.wire import (
+    CIPHERTEXT_DOMAIN,
+    COORDINATOR,
+    ciphertext_statement,
+    read_body,
+    read_envelope,
+    verify_envelope,
+)
 
 
 def read_joined(trust: TrustFile, manifest: Manifest, data: bytes) -> tuple[str, pb.Joined]:
@@ -56,7 +61,10 @@ def exchange_keys(home: SiteHome, state: RunState, peers: dict[str, RunPublicKey
 
     Raises:
         TrustError: If the run was set up with other keys before.
+        PolicyRefused: If the run is closed; no secret of it is made again.
     """
+    if state.closed:
+        raise PolicyRefused(f"run {state.manifest.run_id!r} is closed")
     if state.peers:
         if state.peers != peers:
             raise TrustError(f"run {state.manifest.run_id!r} was set up with other keys")
@@ -72,15 +80,12 @@ def exchange_keys(home: SiteHome, state: RunState, peers: dict[str, RunPublicKey
 
 def signed_ciphertexts(home: SiteHome, state: RunState) -> list[pb.Ciphertext]:
     """What this site encapsulated, each signed for its recipient."""
-    return [
-        pb.Ciphertext(
-            sender=home.name,
-            recipient=peer,
-            ciphertext=value,
-            signature=home.identity.sign(CIPHERTEXT_DOMAIN, _signed_bytes(state.manifest, home.name, peer, value)),
-        )
-        for peer, value in sorted(state.ciphertexts.items())
-    ]
+    signed = []
+    for peer, value in sorted(state.ciphertexts.items()):
+        item = pb.Ciphertext(sender=home.name, recipient=peer, ciphertext=value)
+        item.signature = home.identity.sign(CIPHERTEXT_DOMAIN, ciphertext_statement(state.manifest.digest, item))
+        signed.append(item)
+    return signed
 
 
 def learn_secrets(home: SiteHome, state: RunState, ciphertexts: Iterable[pb.Ciphertext]) -> RunState:
@@ -97,7 +102,7 @@ def learn_secrets(home: SiteHome, state: RunState, ciphertexts: Iterable[pb.Ciph
             continue
         if not comes_first(item.sender, home.name):
             raise TrustError(f"{item.sender} does not encapsulate to {home.name}")
-        signed = _signed_bytes(state.manifest, item.sender, item.recipient, item.ciphertext)
+        signed = ciphertext_statement(state.manifest.digest, item)
         trust.site_key(item.sender).verify(CIPHERTEXT_DOMAIN, signed, item.signature)
         kem_secret = state.keys.decapsulate(item.ciphertext)
         keys = state.peers[item.sender]
@@ -117,7 +122,3 @@ def _pair_secret(
         ciphertext=ciphertext,
     )
     return pair_secret(own=state.keys, peer=keys, kem_secret=kem_secret, transcript=transcript)
-
-
-def _signed_bytes(manifest: Manifest, sender: str, recipient: str, ciphertext: bytes) -> bytes:
-    return length_prefixed(manifest.digest.encode(), sender.encode(), recipient.encode(), ciphertext)

@@ -10,6 +10,7 @@ data/*.sealed       registered data sets                     runs/<run>/        
 
 import json
 import os
+import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from common.crypto.seal import StorageKey, open_sealed, seal_bytes
 from common.errors import ConfigurationError, OutputExists, TrustError
 from common.files import write_atomic
 from common.policy import SitePolicy
-from common.settings import read_settings
+from common.settings import parse_settings, read_settings
 from common.trust import TrustFile, read_trust, write_trust
 
 SECRET_BYTES = 32
@@ -83,7 +84,8 @@ class SiteHome:
             raise TrustError(
                 f"{self.name}: policy.toml is not the one this site signed", hint="review it and sign it again"
             ) from error
-        return read_settings(path, SitePolicy)
+        # The very bytes that were verified: the file may have been replaced meanwhile.
+        return parse_settings(tomllib.loads(content.decode()), SitePolicy, source=str(path))
 
     def install_policy(self, content: bytes) -> SitePolicy:
         """Check a policy, put it in place and sign it; nothing changes if it does not fit."""

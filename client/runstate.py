@@ -36,10 +36,10 @@ class RunState:
     plan: TrainingPlan
     manifest: Manifest
     population: str
-    keys: RunKeys
-    peers: dict[str, RunPublicKeys] = field(default_factory=dict)
-    ciphertexts: dict[str, bytes] = field(default_factory=dict)
-    pair_secrets: dict[str, bytes] = field(default_factory=dict)
+    keys: RunKeys = field(repr=False)
+    peers: dict[str, RunPublicKeys] = field(default_factory=dict, repr=False)
+    ciphertexts: dict[str, bytes] = field(default_factory=dict, repr=False)
+    pair_secrets: dict[str, bytes] = field(default_factory=dict, repr=False)
     closed: bool = False
 
 

@@ -34,7 +34,7 @@ class LazyGroups(typer.core.TyperGroup):
         entry_point = _entry_points().get(cmd_name)
         if entry_point is None:
             return None
-        if cmd_name not in ctx.protected_args and cmd_name not in ctx.args and cmd_name not in sys.argv[1:2]:
+        if cmd_name not in ctx.args and cmd_name not in sys.argv[1:2]:
             return click.Command(cmd_name, help=_SUMMARIES.get(cmd_name, ""))
         loaded = entry_point.load()
         command = typer.main.get_command(loaded)

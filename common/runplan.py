@@ -7,6 +7,8 @@ from common.errors import ConfigurationError
 from common.model import dimension
 from common.plan import Manifest, RosterEntry, TrainingPlan
 from common.privacy.calibrate import noise_multiplier_for
+from common.privacy.noise import MOST_COORDINATES
+from common.settings import parse_settings
 
 
 def calibrate_plan(plan: TrainingPlan) -> float:
@@ -30,7 +32,8 @@ def build_manifest(
     """The manifest that follows from a plan, a roster and a noise multiplier.
 
     Raises:
-        ConfigurationError: If the sites are too few for the plan, or no integer grid fits.
+        ConfigurationError: If the sites are too few for the plan, the model is too large, no integer grid fits, or a
+            name is malformed.
     """
     entries = tuple(sorted(roster, key=lambda entry: entry.name))
     secure = plan.secure_sum
@@ -40,6 +43,11 @@ def build_manifest(
             hint="a secure sum over fewer than 3 sites shows one site's update to another",
         )
     size = dimension(plan.model, len(plan.task.classes))
+    if size > MOST_COORDINATES:
+        raise ConfigurationError(
+            f"the model has {size} trained parameters, noise is drawn for at most {MOST_COORDINATES}",
+            hint="train a smaller head",
+        )
     try:
         grid = choose_grid(
             dimension=size,
@@ -51,24 +59,28 @@ def build_manifest(
         )
     except ValueError as error:
         raise ConfigurationError(f"no integer grid fits this plan: {error}") from error
-    return Manifest(
-        run_id=run_id,
-        roster=entries,
-        coordinator_key=coordinator_key,
-        plan_digest=plan.digest,
-        mode=plan.training.mode,
-        dropouts=secure.dropouts,
-        minimum_cohort=secure.minimum_cohort,
-        colluding=secure.colluding,
-        noise_multiplier=noise_multiplier,
-        sensitivity=grid.sensitivity,
-        sampling_rate=plan.training.sampling_rate,
-        steps=plan.training.local_steps,
-        nominal_patients=plan.privacy.nominal_patients,
-        dimension=size,
-        scale=grid.scale,
-        clamp=grid.clamp,
-        rounds=plan.training.rounds,
-        spare_attempts=plan.training.spare_attempts,
-        evaluation=plan.evaluation,
+    return parse_settings(
+        {
+            "run_id": run_id,
+            "roster": entries,
+            "coordinator_key": coordinator_key,
+            "plan_digest": plan.digest,
+            "mode": plan.training.mode,
+            "dropouts": secure.dropouts,
+            "minimum_cohort": secure.minimum_cohort,
+            "colluding": secure.colluding,
+            "noise_multiplier": noise_multiplier,
+            "sensitivity": grid.sensitivity,
+            "sampling_rate": plan.training.sampling_rate,
+            "steps": plan.training.local_steps,
+            "nominal_patients": plan.privacy.nominal_patients,
+            "dimension": size,
+            "scale": grid.scale,
+            "clamp": grid.clamp,
+            "rounds": plan.training.rounds,
+            "spare_attempts": plan.training.spare_attempts,
+            "evaluation": plan.evaluation,
+        },
+        Manifest,
+        source="the manifest of this plan",
     )

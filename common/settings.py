@@ -4,8 +4,9 @@ import difflib
 import json
 import math
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, Self, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -18,6 +19,13 @@ class Settings(BaseModel):
     """A frozen table of settings: unknown keys, NaN and infinities are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=False)
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """A copy; what was worked out from the old values, such as a digest, is left behind."""
+        copied = super().model_copy(update=update, deep=deep)
+        for name in copied.__dict__.keys() - type(copied).model_fields.keys():
+            del copied.__dict__[name]
+        return copied
 
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -43,6 +51,8 @@ def read_settings(path: Path, model: type[Model]) -> Model:
 
 def parse_json_settings(content: bytes, model: type[Model], *, source: str) -> Model:
     """Fit a JSON document into `model`; raises ConfigurationError as `read_settings` does."""
+    if len(content) > MAXIMUM_FILE_BYTES:
+        raise ConfigurationError(f"{source}: larger than {MAXIMUM_FILE_BYTES} bytes")
     try:
         document = json.loads(content)
     except (ValueError, RecursionError) as error:

@@ -16,7 +16,10 @@ from common.privacy.witness import SignedHead
 WIRE_VERSION: Final = 1
 COORDINATOR: Final = "coordinator"
 ANY_SITE: Final = "any"
+CIPHERTEXT_DOMAIN: Final = "ciphertext"
 MAXIMUM_BODY_BYTES: Final = 512 << 20
+LONGEST_RUN_ID: Final = 63
+LARGEST_NUMBER: Final = 2**53 - 1  # of canonical JSON (RFC 8785), in which heads are signed
 
 LEAVES_A_SITE: Final = (pb.Joined, pb.Encapsulated, pb.Masked, pb.Closed, pb.Refused)
 REACHES_A_SITE: Final = (pb.Offer, pb.Keys, pb.Round, pb.Close)
@@ -87,14 +90,26 @@ def head_message(head: SignedHead) -> pb.Head:
 
 
 def head_from_message(message: pb.Head) -> SignedHead:
-    """A received head; verify it before use."""
-    return SignedHead(
-        site=message.site,
-        seq=message.seq,
-        digest=message.digest,
-        run_id=message.run_id,
-        signature=message.signature,
-    )
+    """A received head; verify it before use. Raises TrustError if it is none, also if it is absent."""
+    if not 0 < len(message.run_id) <= LONGEST_RUN_ID:
+        raise TrustError(f"a head names a run by {len(message.run_id)} characters, 1 to {LONGEST_RUN_ID} are allowed")
+    if message.seq > LARGEST_NUMBER:
+        raise TrustError(f"a head names entry {message.seq}, the largest number of its format is {LARGEST_NUMBER}")
+    try:
+        return SignedHead(
+            site=message.site,
+            seq=message.seq,
+            digest=message.digest,
+            run_id=message.run_id,
+            signature=message.signature,
+        )
+    except ValueError as error:
+        raise TrustError("a head is malformed") from error
+
+
+def ciphertext_statement(manifest_digest: str, item: pb.Ciphertext) -> bytes:
+    """What the sender of a ciphertext signs under `CIPHERTEXT_DOMAIN`: the run, both names and the ciphertext."""
+    return length_prefixed(manifest_digest.encode(), item.sender.encode(), item.recipient.encode(), item.ciphertext)
 
 
 def length_prefixed(*parts: bytes) -> bytes:

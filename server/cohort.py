@@ -6,6 +6,7 @@ from typing import Final
 from common.errors import QuorumLost
 
 MISSES_ALLOWED: Final = 2
+NO_REPLY: Final = "NoReply"
 
 
 class Cohort:
@@ -30,7 +31,8 @@ class Cohort:
         """
         chosen = [site for site in self._sites if site not in self.left and site not in self._resting]
         if len(chosen) < self._minimum:
-            reasons = ", ".join(f"{site}: {reason}" for site, reason in sorted(self.left.items())) or "no answer"
+            gone = dict.fromkeys(self._resting, NO_REPLY) | self.left
+            reasons = ", ".join(f"{site}: {reason}" for site, reason in sorted(gone.items()))
             raise QuorumLost(
                 f"{len(chosen)} of {len(self._sites)} sites are left, the minimum cohort is {self._minimum} "
                 f"({reasons})",
@@ -46,7 +48,7 @@ class Cohort:
         """A site did not answer in time."""
         self._misses[site] = self._misses.get(site, 0) + 1
         if self._misses[site] >= MISSES_ALLOWED:
-            self.left[site] = "NoReply"
+            self.left[site] = NO_REPLY
         else:
             self._resting.add(site)
 

@@ -15,14 +15,15 @@ from numpy.typing import NDArray
 
 from common import wire_pb2 as pb
 from common.canonical import DIGEST_PREFIX, canonical_json
-from common.crypto.masking import mask_context
+from common.crypto.masking import MLKEM_CIPHERTEXT_BYTES, comes_first, mask_context
 from common.crypto.ring import Grid
-from common.errors import FederationError, QuorumLost, SecureSumAborted
+from common.errors import FederationError, QuorumLost, SecureSumAborted, TrustError
 from common.files import write_atomic
 from common.journal import Journal
 from common.model import initial_parameters
 from common.parameters import parameters_digest, parameters_to_bytes, vector_from_bytes
 from common.passphrase import read_passphrase
+from common.wire import CIPHERTEXT_DOMAIN, ciphertext_statement
 from server.aggregate import ServerState, descent_direction, server_step
 from server.cohort import Cohort
 from server.mailbox import Exchange, Mailbox
@@ -115,6 +116,7 @@ class Coordinator:
         answered: set[str] = set()
 
         def accept(site: str, answer: pb.Encapsulated) -> None:
+            self._check_ciphertexts(site, joined, answer)
             answered.add(site)
             for item in answer.ciphertexts:
                 self._ciphertexts[item.recipient].append(item)
@@ -122,6 +124,17 @@ class Coordinator:
         self._mailbox.ask(joined, lambda _: request, pb.Encapsulated, timeout_s=timeout_s, accept=accept)
         for site in set(joined) - answered:
             self._cohort.refused(site, self._mailbox.refused.get(site, "NoReply"))
+
+    def _check_ciphertexts(self, site: str, joined: list[str], answer: pb.Encapsulated) -> None:
+        """Refuse here what the receiving sites would refuse, or one site's bad answer would drive the others out."""
+        later = [other for other in joined if other != site and comes_first(site, other)]
+        if sorted(item.recipient for item in answer.ciphertexts) != sorted(later):
+            raise TrustError(f"{site} did not send one ciphertext to each of {len(later)} later sites")
+        for item in answer.ciphertexts:
+            if item.sender != site or len(item.ciphertext) != MLKEM_CIPHERTEXT_BYTES:
+                raise TrustError(f"{site} sent a ciphertext that is malformed or not its own")
+            signed = ciphertext_statement(self._manifest.digest, item)
+            self._run.trust.site_key(site).verify(CIPHERTEXT_DOMAIN, signed, item.signature)
 
     def _round(self, round_number: int) -> None:
         manifest, attempt = self._manifest, 0

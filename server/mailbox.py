@@ -1,12 +1,14 @@
 """Signed questions to sites by name, verified answers, and the ledger heads that come with them."""
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Final, Protocol
 
 from google.protobuf.message import Message
 
 from common import wire_pb2 as pb
-from common.errors import SecureSumAborted, TrustError
+from common.crypto.masking import RunKeys, RunPublicKeys, encapsulate
+from common.errors import FederationError, TrustError
 from common.journal import Journal
 from common.privacy.witness import SignedHead, WitnessBook
 from common.wire import (
@@ -22,7 +24,8 @@ from common.wire import (
 )
 from server.rundir import PreparedRun
 
-NAME_LIMIT: Final = 40
+UNNAMED: Final = "Unnamed"
+_ERROR_NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9]{0,39}")
 
 
 class Exchange(Protocol):
@@ -103,7 +106,7 @@ class Mailbox:
                     body = read_body(envelope, kind)
                     self._keep_head(site, body.head)  # type: ignore[attr-defined]  # every reply has a head
                     accept(site, body)
-            except (TrustError, SecureSumAborted) as error:
+            except FederationError as error:  # one site's bad answer, a forked ledger too, never ends the run
                 self._note(site, type(error).__name__)
 
         self._exchange.exchange(requests, timeout_s=timeout_s, on_reply=on_reply)
@@ -121,9 +124,13 @@ class Mailbox:
             body = read_body(envelope, pb.Joined)
             if body.manifest_digest != self._run.manifest.digest:
                 raise TrustError(f"{envelope.sender} did not agree to the manifest")
+            _check_usable(RunPublicKeys(x25519=body.x25519, mlkem=body.mlkem))
             self._keep_head(envelope.sender, body.head)
         except TrustError as error:
             self._log("refused", error=type(error).__name__)
+            return
+        except FederationError as error:  # the signature held: the site itself is at fault, with a forked ledger
+            self._note(envelope.sender, type(error).__name__)
             return
         self._nodes[envelope.sender] = node
         self.joined[envelope.sender] = data
@@ -143,7 +150,7 @@ class Mailbox:
         if envelope.kind == "refused":
             refusal = read_body(envelope, pb.Refused)
             self._keep_head(site, refusal.head)
-            self._note(site, refusal.name[:NAME_LIMIT])
+            self._note(site, refusal.name if _ERROR_NAME.fullmatch(refusal.name) else UNNAMED)
         return envelope
 
     def _keep_head(self, site: str, message: pb.Head) -> None:
@@ -166,3 +173,9 @@ class Mailbox:
     def _log(self, event: str, **fields: str) -> None:
         if self._journal is not None:
             self._journal.write(event, run=self._run.manifest.run_id, **fields)
+
+
+def _check_usable(keys: RunPublicKeys) -> None:
+    """Refuse here what every other site would refuse, or one site's bad keys would drive the others out."""
+    RunKeys.generate().exchange(keys)
+    encapsulate(keys)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from client.training.batch import PatientBatch
 from client.training.engine import ClippedSumEngine
 from client.training.local import local_training
-from common.crypto.ring import choose_grid, dequantise, quantise
+from common.crypto.ring import Grid, choose_grid, dequantise, quantise
 from common.metrics import Metrics, evaluate
 from common.model import cross_entropy, initial_parameters, predict
 from common.plan import TrainingPlan, TrainingSection
@@ -124,44 +124,7 @@ def pooled_dp_poisson(peers: Peers) -> Parameters:
 
 def federated_local_dp(peers: Peers) -> Parameters:
     """FedAvg in which every site adds its own full noise; the guarantee needs nobody else."""
-    plan, comparison, engine = peers.plan, peers.comparison, peers.engine
-    privacy, training = plan.privacy, plan.training
-    steps = comparison.local_steps
-    noise_multiplier = _calibrated(privacy.epsilon, privacy.delta, training.rounds * steps, 1.0)
-    total_nominal = sum(peers.nominal)
-    grid = choose_grid(
-        dimension=len(peers.start()),
-        clipping_norm=privacy.clipping_norm,
-        sites=1,
-        nominal_patients=privacy.nominal_patients,
-        noise_multiplier=noise_multiplier,
-        noise_shares=1,
-    )
-    noise = _noise_rows(
-        grid.dimension, noise_multiplier * grid.sensitivity, rows=training.rounds * steps * len(peers.sites)
-    )
-    state = ServerState.start(peers.start())
-    for _ in range(training.rounds):
-        total = np.zeros(grid.dimension)
-        for batch, nominal in zip(peers.sites, peers.nominal, strict=True):
-            delta = local_training(
-                engine,
-                state.current.astype(np.float32),
-                batch,
-                steps=steps,
-                sampling_rate=1.0,
-                learning_rate=comparison.local_learning_rate,
-                clipping_norm=privacy.clipping_norm,
-                nominal_patients=nominal,
-                noise_multiplier=noise_multiplier,
-                grid=grid,
-                sample=poisson_sample,
-                draw_noise=lambda _size, _std: next(noise),
-            )
-            total += delta * (nominal / total_nominal)
-        direction = descent_direction(total, mode="local", cohort_nominal=total_nominal, nominal=total_nominal)
-        state = server_step(state, direction, training)
-    return state.released
+    return _local_rounds(peers, peers.sites, peers.nominal, _own_noise(peers))
 
 
 def best_single_site_dp(peers: Peers) -> tuple[Parameters, int]:
@@ -172,11 +135,60 @@ def best_single_site_dp(peers: Peers) -> tuple[Parameters, int]:
 
 
 def _central_recipe(peers: Peers, batch: PatientBatch, nominal: int) -> Parameters:
-    training = peers.plan.training
-    noisy = _noisy_sum(
-        peers, batch, steps=training.rounds, sampling=None, clipping_norm=peers.plan.privacy.clipping_norm
-    )
+    """The plan's own training as one trusted machine would do it: the sum of one site, all the noise, no spare."""
+    training, clipping_norm = peers.plan.training, peers.plan.privacy.clipping_norm
+    if training.mode == "local":
+        return _local_rounds(peers, [batch], [nominal], training)
+    noisy = _noisy_sum(peers, batch, steps=training.rounds, sampling=None, clipping_norm=clipping_norm)
     return _descend(peers, training, lambda x: noisy(x) / nominal)
+
+
+def _own_noise(peers: Peers) -> TrainingSection:
+    """How sites train that add their own full noise: the plan's way if it is that, else the scenario's tuned one."""
+    training, comparison = peers.plan.training, peers.comparison
+    if training.mode == "local":
+        return training
+    return training.model_copy(
+        update={
+            "mode": "local",
+            "local_steps": comparison.local_steps,
+            "local_learning_rate": comparison.local_learning_rate,
+        }
+    )
+
+
+def _local_rounds(
+    peers: Peers, batches: Sequence[PatientBatch], nominals: Sequence[int], training: TrainingSection
+) -> Parameters:
+    """FedAvg over batches, each with its own full noise at every local step, weighted by public nominal size."""
+    privacy, total_nominal = peers.plan.privacy, sum(nominals)
+    steps, rate = training.local_steps, training.sampling_rate
+    noise_multiplier = _calibrated(privacy.epsilon, privacy.delta, training.rounds * steps, rate)
+    grid = _own_grid(peers, privacy.clipping_norm, noise_multiplier)
+    draws = training.rounds * steps * len(batches)
+    noise = _noise_rows(grid.dimension, noise_multiplier * grid.sensitivity, rows=draws)
+    state = ServerState.start(peers.start())
+    for _ in range(training.rounds):
+        total = np.zeros(grid.dimension)
+        for batch, nominal in zip(batches, nominals, strict=True):
+            moved = local_training(
+                peers.engine,
+                state.current.astype(np.float32),
+                batch,
+                steps=steps,
+                sampling_rate=rate,
+                learning_rate=training.local_learning_rate,
+                clipping_norm=privacy.clipping_norm,
+                nominal_patients=nominal,
+                noise_multiplier=noise_multiplier,
+                grid=grid,
+                sample=poisson_sample,
+                draw_noise=lambda _size, _std: next(noise),
+            )
+            total += moved * (nominal / total_nominal)
+        direction = descent_direction(total, mode="local", cohort_nominal=total_nominal, nominal=total_nominal)
+        state = server_step(state, direction, training)
+    return state.released
 
 
 def _noisy_sum(
@@ -186,15 +198,7 @@ def _noisy_sum(
     privacy, engine = peers.plan.privacy, peers.engine
     rate = 1.0 if sampling is None else sampling.sampling_rate
     noise_multiplier = _calibrated(privacy.epsilon, privacy.delta, steps, rate)
-    grid = choose_grid(
-        dimension=len(peers.start()),
-        clipping_norm=clipping_norm,
-        sites=1,
-        nominal_patients=privacy.nominal_patients,
-        noise_multiplier=noise_multiplier,
-        noise_shares=1,
-    )
-
+    grid = _own_grid(peers, clipping_norm, noise_multiplier)
     noise = _noise_rows(grid.dimension, noise_multiplier * grid.sensitivity, rows=steps)
 
     def mechanism(parameters: Parameters) -> NDArray[np.float64]:
@@ -203,6 +207,18 @@ def _noisy_sum(
         return dequantise(quantise(total, grid) + next(noise), grid)
 
     return mechanism
+
+
+def _own_grid(peers: Peers, clipping_norm: float, noise_multiplier: float) -> Grid:
+    """The grid of one machine that adds all the noise."""
+    return choose_grid(
+        dimension=len(peers.start()),
+        clipping_norm=clipping_norm,
+        sites=1,
+        nominal_patients=peers.plan.privacy.nominal_patients,
+        noise_multiplier=noise_multiplier,
+        noise_shares=1,
+    )
 
 
 def _noise_rows(dimension: int, std: float, *, rows: int) -> Iterator[NDArray[np.int64]]:

@@ -9,6 +9,7 @@ from typing import Any
 from common.canonical import canonical_json
 from common.files import write_atomic
 from common.report.page import render_report
+from simulations.residual import ResidualScan
 from simulations.run import SimulationOptions, simulate
 from simulations.scenario import Scenario
 from simulations.summary import residual_scan, summarise
@@ -30,16 +31,35 @@ def simulate_to_directory(
 ) -> dict[str, Any]:
     """Run a scenario and write its results; returns the summary.
 
-    The residual scan reads what was written, the report included, and its counts go into both: they are written twice,
-    first without and then with the counts, and the second texts are searched again before they are put in place.
+    The residual scan reads every other file first. Summary and report, its counts already in them, are searched as they
+    will be written; what is found there is counted, and they are made and searched again until the count is true.
     """
     simulation = simulate(scenario, options, report=report)
     summary = summarise(simulation, comparison=comparison, report=report)
     report("searching everything for identifiers")
-    _write(options.out, summary)
-    summary["residual_scan"] = residual_scan(simulation, options.out)
-    _write(options.out, summary)
+    for name, text in searched_texts(summary, residual_scan(simulation, options.out), simulation.message_scan.scan):
+        write_atomic(options.out / name, text, mode=0o644)
     return summary
+
+
+def searched_texts(summary: dict[str, Any], others: dict[str, int], scan: ResidualScan) -> list[tuple[str, bytes]]:
+    """Name and text of summary and report, with the scan's counts in them, themselves included.
+
+    Args:
+        others: Counts of everything else; they are completed and put into `summary`.
+    """
+    found, size = 0, 0
+    while True:
+        counts = {"files": others["files"] + 2, "bytes": others["bytes"] + size, "hits": others["hits"] + found}
+        summary["residual_scan"] = {**others, **counts}
+        texts = [
+            (SUMMARY_FILE, canonical_json(summary) + b"\n"),
+            (REPORT_FILE, render_report(summary).encode()),
+        ]
+        hits = sum(len(scan.scan_bytes(text)) for _, text in texts)
+        if size and hits <= found:
+            return texts
+        found, size = hits, sum(len(text) for _, text in texts)
 
 
 def summary_text(summary: dict[str, Any], out: Path) -> str:
@@ -73,8 +93,3 @@ def read_summary(out: Path) -> dict[str, Any]:
 def _rounded_up(epsilon: float) -> str:
     """Two digits, never less than the truth."""
     return f"{math.ceil(100 * epsilon) / 100:.2f}"
-
-
-def _write(out: Path, summary: dict[str, Any]) -> None:
-    write_atomic(out / SUMMARY_FILE, canonical_json(summary) + b"\n", mode=0o644)
-    write_atomic(out / REPORT_FILE, render_report(summary).encode(), mode=0o644)

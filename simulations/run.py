@@ -125,22 +125,22 @@ def simulate(
     with _private_directory() as records_dir:
         report("calibrating the noise")
         noise_multiplier = calibrate_plan(plan)
-        _check_early(scenario, plan, noise_multiplier)
+        run_id = f"{scenario.name}-{secrets.token_hex(6)}"
+        _check_early(scenario, plan, run_id, noise_multiplier)
+        parts = partition_rows(
+            source.patient_labels[split.private],
+            weights=scenario.sites.weights,
+            label_skew=scenario.sites.label_skew,
+            seed=options.seed,
+        )
         claim_out_directory(options.out, force=options.force)
         report(f"opening {scenario.sites.count} sites")
         passphrase = secrets.token_urlsafe(PASSPHRASE_BYTES).encode()
         coordinator = SigningKey.generate()
         homes = create_homes(options.out / "sites", count=scenario.sites.count, passphrase=passphrase)
         trust = pin_keys(homes, coordinator)
-        run_id = f"{scenario.name}-{secrets.token_hex(6)}"
         manifest = make_manifest(
             scenario, plan, homes, run_id=run_id, coordinator=coordinator, noise_multiplier=noise_multiplier
-        )
-        parts = partition_rows(
-            source.patient_labels[split.private],
-            weights=scenario.sites.weights,
-            label_skew=scenario.sites.label_skew,
-            seed=options.seed,
         )
         sites = tuple(
             open_site(
@@ -187,12 +187,12 @@ def simulate(
     )
 
 
-def _check_early(scenario: Scenario, plan: TrainingPlan, noise_multiplier: float) -> None:
+def _check_early(scenario: Scenario, plan: TrainingPlan, run_id: str, noise_multiplier: float) -> None:
     """Refuse what no manifest can be made of before anything is written or replaced."""
     roster = [
         RosterEntry(name=name, identity_key=name, nominal_patients=1) for name in site_names(scenario.sites.count)
     ]
-    build_manifest(plan, run_id="check", roster=roster, coordinator_key="", noise_multiplier=noise_multiplier)
+    build_manifest(plan, run_id=run_id, roster=roster, coordinator_key="", noise_multiplier=noise_multiplier)
 
 
 def _run_backend(

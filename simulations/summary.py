@@ -65,7 +65,8 @@ def summarise(simulation: Simulation, *, comparison: bool, report: Callable[[str
     verdict = verify_paths([out])
     parameters = read_release(out / "model", plan=plan, key=manifest.coordinator_key)
     metrics: dict[str, Metrics | None] = {"federated": _test_metrics(simulation, parameters)}
-    notes = {"federated": f"{len(manifest.roster)} sites, noise shared under a secure sum"}
+    noise = "each its own full noise" if manifest.mode == "local" else "noise shared"
+    notes = {"federated": f"{len(manifest.roster)} sites, {noise}, under a secure sum"}
     metrics |= dict.fromkeys(COMPARISON_ROWS)
     if comparison:
         compared, compared_notes = compare(peers_of(simulation), report=report)
@@ -100,15 +101,14 @@ def summarise(simulation: Simulation, *, comparison: bool, report: Callable[[str
         "comparison_intervals": {
             name: list(wilson_interval(round(row.accuracy * row.n_test), row.n_test))
             for name, row in metrics.items()
-            if row is not None
+            if row is not None and row.accuracy is not None
         },
         "history": _history(simulation),
         "secure_sum": {
             "dropouts": manifest.dropouts,
             "exchanges": result["exchanges"],
             "bytes_per_parameter": result["bytes_up"] / manifest.dimension,
-            "attempts": manifest.rounds + manifest.spare_attempts,
-            "attempts_used": result["attempts"],
+            "attempts": result["attempts"],
             "attempts_spare": manifest.spare_attempts,
             "site_dropouts": len(result["left"]),
             "sites": len(manifest.roster),

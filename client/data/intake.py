@@ -66,6 +66,7 @@ def intake_table(
         dataset=dataset,
         features=matrix,
         labels=np.array([index[label] for label in clean.labels()], dtype=np.int64),
+        classes=len(classes),
         patients=clean.patient_codes(),
         patient_ids=raw.column(schema.named("patient")[0]).to_list(),
         admission=admission,

@@ -2,6 +2,7 @@
 
 import hmac
 import json
+import unicodedata
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,7 +12,7 @@ from safetensors.numpy import load, save
 from client.home import SiteHome
 from client.training.batch import PatientBatch
 from common.canonical import canonical_json
-from common.errors import DataRefused
+from common.errors import DataRefused, LedgerCorrupt
 from common.privacy.admission import AdmissionFilter
 from common.privacy.budget import PrivacyBudget, PrivacyUnit
 from common.privacy.ledger import BudgetLedger
@@ -24,6 +25,7 @@ def register_dataset(
     dataset: str,
     features: NDArray[np.float32],
     labels: NDArray[np.int64],
+    classes: int,
     patients: Sequence[str],
     patient_ids: Sequence[str],
     admission: AdmissionFilter,
@@ -35,7 +37,8 @@ def register_dataset(
 
     Args:
         features: Shape (n, *inputs), finite.
-        labels: Shape (n,), class indices.
+        labels: Shape (n,), class indices below `classes`.
+        classes: How many classes were declared, whether or not all occur.
         patients: n pseudonyms, one a record.
         patient_ids: Every patient's own identifier, for keyed tags; the identifiers themselves are not kept.
 
@@ -43,8 +46,9 @@ def register_dataset(
         The name of the population.
 
     Raises:
-        DataRefused: If it is empty, has values that are no finite numbers, belongs to two populations, or the policy
-            has no budget for it.
+        DataRefused: If it is empty, has values that are no finite numbers or labels that are no class, belongs to two
+            populations, or the policy has no budget for it.
+        LedgerCorrupt: If the ledger lacks a population that was registered here.
     """
     if len(labels) == 0:
         raise DataRefused(f"{home.name}: data set {dataset!r} has 0 records", hint="register at least one patient")
@@ -54,7 +58,11 @@ def register_dataset(
             f"{home.name}: {broken} of {len(features)} records hold values that are not finite numbers",
             hint="impute or remove them before registration; a missing value is not a number",
         )
+    strange = int(np.count_nonzero((labels < 0) | (labels >= classes)))
+    if strange:
+        raise DataRefused(f"{home.name}: {strange} of {len(labels)} labels are not one of {classes} classes")
     known = _populations(home)
+    check_populations(home, ledger)
     tags = _tags(home, patient_ids)
     shared = [name for name, held in known.items() if not tags.isdisjoint(held)]
     if len(shared) > 1:
@@ -68,6 +76,7 @@ def register_dataset(
         "features": np.ascontiguousarray(features[order], dtype=np.float32),
         "labels": np.ascontiguousarray(labels[order], dtype=np.int64),
         "patients": np.ascontiguousarray(codes[order], dtype=np.int64),
+        "classes": np.array([classes], dtype=np.int64),
     }
     home.seal(home.root / "data" / f"{population}.sealed", save(arrays))
     known[population] = sorted(tags | set(known.get(population, ())))
@@ -76,14 +85,36 @@ def register_dataset(
 
 
 def load_dataset(home: SiteHome, population: str, *, classes: int) -> PatientBatch:
-    """The records of a population; an empty batch if none are there any more."""
+    """The records of a population; an empty batch if none are there any more.
+
+    Raises:
+        DataRefused: If they were registered for another number of classes. Whether the labels that occur would do is
+            not looked at: a plan with fewer classes would learn from the answer whether the others occur.
+    """
     try:
         arrays = load(home.unseal(home.root / "data" / f"{population}.sealed"))
     except FileNotFoundError:
         return PatientBatch.empty(classes=classes)
+    declared = int(arrays["classes"][0]) if "classes" in arrays else classes
+    if declared != classes:
+        raise DataRefused(f"{home.name}: the data has {declared} classes, the plan {classes}")
     return PatientBatch(
         features=arrays["features"], labels=arrays["labels"], patients=arrays["patients"], classes=classes
     )
+
+
+def check_populations(home: SiteHome, ledger: BudgetLedger) -> None:
+    """Return only if every population with data here stands in the ledger; else it was deleted or replaced.
+
+    Raises:
+        LedgerCorrupt: Otherwise. A ledger that begins anew would give spent populations a fresh budget.
+    """
+    lost = _populations(home).keys() - set(ledger.populations)
+    if lost:
+        raise LedgerCorrupt(
+            f"entry {ledger.head.seq + 1}: missing; {len(lost)} registered populations are not in this ledger",
+            hint="the ledger was deleted or an old copy was restored",
+        )
 
 
 def _open_population(home: SiteHome, ledger: BudgetLedger, population: str, admission: AdmissionFilter) -> None:
@@ -109,4 +140,10 @@ def _populations(home: SiteHome) -> dict[str, list[str]]:
 
 def _tags(home: SiteHome, patient_ids: Sequence[str]) -> set[str]:
     key = home.secret("tags")
-    return {hmac.digest(key, patient.strip().casefold().encode(), "sha256").hex() for patient in patient_ids}
+    return {hmac.digest(key, _one_spelling(patient).encode(), "sha256").hex() for patient in patient_ids}
+
+
+def _one_spelling(patient: str) -> str:
+    """An identifier without what differs between two exports of it: case, blanks, invisible characters, encoding."""
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", patient).casefold())
+    return "".join(sign for sign in folded if not sign.isspace() and unicodedata.category(sign) not in ("Cc", "Cf"))

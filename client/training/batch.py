@@ -1,12 +1,14 @@
 """The records that training sees, grouped by the patients they belong to."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from common.errors import DataRefused
+from common.model import normalise
+from common.plan import NormalisationSection
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
@@ -100,6 +102,20 @@ def group_by_patient(
     return PatientBatch(
         features=features[order], labels=labels[order], patients=numbers[order].astype(np.int64), classes=classes
     )
+
+
+def normalised(batch: PatientBatch, section: NormalisationSection) -> PatientBatch:
+    """The batch by a plan's public constants; an empty one stays as it is.
+
+    A record that the constants carry past float32 counts as zeros. To refuse it would answer, exactly and uncharged,
+    whether any record lies beyond a threshold that the plan's author chose.
+    """
+    if not batch.patient_count:
+        return batch
+    features = normalise(section, batch.features)
+    finite = np.isfinite(features).reshape(len(features), -1).all(axis=1)
+    features[~finite] = 0.0
+    return replace(batch, features=features)
 
 
 def _check_layout(features: NDArray[np.float32], labels: NDArray[np.int64], patients: NDArray[np.int64]) -> None:

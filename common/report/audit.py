@@ -151,15 +151,15 @@ def verify_paths(
 def _verify_run(run: Path, witness_files: Sequence[Path], trust: TrustFile | None) -> list[LedgerVerdict]:
     evidence = Evidence.gather(run, witness_files=witness_files, trust=trust)
     found = {path.parent.name: path for path in run.glob(f"{SITES_NAME}/*/{LEDGER_NAME}")}
-    if not found and not evidence.pinned_sites:
+    if not found and not evidence.expected_sites:
         raise ConfigurationError(f"{run}: no ledger at {SITES_NAME}/<name>/{LEDGER_NAME}")
     verdicts = []
-    for name in sorted(found.keys() | evidence.pinned_sites):
+    for name in sorted(found.keys() | evidence.expected_sites):
         path = found.get(name, run / SITES_NAME / name / LEDGER_NAME)
         if name in found:
             verdicts.append(_verify_ledger(path, name, evidence))
         else:
-            error = LedgerCorrupt(f"{name}: the ledger is missing", hint=f"{TRUST_NAME} pins a key for every site")
+            error = LedgerCorrupt(f"{name}: the ledger is missing", hint=f"{TRUST_NAME} or the manifest names the site")
             verdicts.append(LedgerVerdict(path=path, site=name, verdict=FAILED, error=error))
     return verdicts
 

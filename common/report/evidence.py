@@ -1,18 +1,26 @@
 """Who vouches for a ledger: the pinned keys and the books of heads that are found beside it.
 
 A run leaves `sites/<name>/ledger.jsonl`, `witnesses.jsonl` (heads that the coordinator holds), each site's own
-`sites/<name>/witnesses.jsonl` (heads that it holds of the others) and `trust.json` (pinned keys).
+`sites/<name>/witnesses.jsonl` (heads that it holds of the others), `trust.json` (pinned keys) and `manifest.json`,
+signed by the coordinator, whose roster says which sites there were and with which keys.
 """
 
+import json
+from base64 import b64decode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from common.canonical import canonical_json
 from common.crypto.keys import VerifyKey
+from common.errors import ConfigurationError, TrustError
+from common.plan import Manifest
 from common.privacy.witness import SignedHead, WitnessBook
+from common.settings import parse_settings
 from common.trust import TrustFile, read_trust
 
 LEDGER_NAME, WITNESS_NAME, TRUST_NAME, SITES_NAME = "ledger.jsonl", "witnesses.jsonl", "trust.json", "sites"
+MANIFEST_NAME = "manifest.json"
 _READER = "auditor"
 
 
@@ -23,32 +31,41 @@ class Evidence:
     Attributes:
         trust: Pinned keys; None if there are none.
         books: Books of heads by resolved path.
+        roster: Sites and keys by the run's signed manifest; empty without pinned keys or without a manifest.
     """
 
     trust: TrustFile | None
     books: Mapping[Path, WitnessBook]
+    roster: Mapping[str, str]
 
     @classmethod
     def gather(cls, run: Path, *, witness_files: Sequence[Path], trust: TrustFile | None) -> "Evidence":
         """Find the files beside a run's ledgers; given books are added to them, given keys replace the run's.
 
         Raises:
-            ConfigurationError: If the trust file is malformed.
+            ConfigurationError: If the trust file or the manifest is malformed.
+            TrustError: If the manifest is not signed by the pinned coordinator.
             LedgerCorrupt: If a book cannot be read or contradicts itself.
         """
         if trust is None and (run / TRUST_NAME).is_file():
             trust = read_trust(run / TRUST_NAME)
         beside = [run / WITNESS_NAME, *sorted(run.glob(f"{SITES_NAME}/*/{WITNESS_NAME}"))]
         paths = [*witness_files, *(path for path in beside if path.is_file())]
-        return cls(trust=trust, books={path.resolve(): WitnessBook(path, holder=_READER) for path in paths})
+        books = {path.resolve(): WitnessBook(path, holder=_READER) for path in paths}
+        return cls(trust=trust, books=books, roster={} if trust is None else _signed_roster(run, trust))
 
     @property
-    def pinned_sites(self) -> frozenset[str]:
-        """Sites whose key is pinned."""
-        return frozenset() if self.trust is None else frozenset(self.trust.sites)
+    def expected_sites(self) -> frozenset[str]:
+        """Sites whose key is pinned, and those of the run's roster."""
+        return frozenset(self.roster) | (frozenset() if self.trust is None else frozenset(self.trust.sites))
 
     def key(self, site: str) -> VerifyKey | None:
-        """The pinned key of a site, if any."""
+        """The pinned key of a site, if any; raises TrustError if the run's signed roster names another or none."""
+        pinned = self.trust.sites.get(site) if self.trust is not None else None
+        if site in self.roster and pinned != self.roster[site]:
+            raise TrustError(
+                f"the pinned key is not the one that {MANIFEST_NAME} names", hint="the file of pinned keys was replaced"
+            )
         return self.trust.site_key(site) if self.trust is not None and site in self.trust.sites else None
 
     def heads(self, site: str, ledger: Path) -> list[SignedHead]:
@@ -65,3 +82,18 @@ def run_of(ledger: Path) -> Path:
     """The run that a ledger file lies in, or its own directory when it was handed over alone."""
     parents = ledger.resolve().parents
     return parents[2] if len(parents) > 2 and parents[1].name == SITES_NAME else parents[0]
+
+
+def _signed_roster(run: Path, trust: TrustFile) -> Mapping[str, str]:
+    path = run / MANIFEST_NAME
+    if not path.is_file():
+        return {}
+    try:
+        signed = json.loads(path.read_bytes())
+        document, signature = signed["manifest"], b64decode(signed["signature"], validate=True)
+        content = canonical_json(document)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigurationError(f"{path}: no signed manifest can be read") from error
+    trust.coordinator_key.verify("manifest", content, signature)
+    manifest = parse_settings(document, Manifest, source=str(path))
+    return {entry.name: entry.identity_key for entry in manifest.roster}

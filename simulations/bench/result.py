@@ -83,6 +83,17 @@ class BenchResult:
             "rows": [row.to_json() for row in self.rows],
         }
 
+    def to_text(self) -> str:
+        """The rows for a terminal: verdict, value, goal and peer's value in columns, what was done at the end."""
+        cells = [("", "value", "goal", "peer", f"{self.bench}, {self.machine}")]
+        cells += [_cells(row) for row in self.rows]
+        widths = [max(len(row[column]) for row in cells) for column in range(4)]
+        lines = []
+        for verdict, value, goal, peer, case in cells:
+            columns = (verdict.ljust(widths[0]), value.rjust(widths[1]), goal.rjust(widths[2]), peer.rjust(widths[3]))
+            lines.append("  ".join((*columns, case)).rstrip())
+        return "\n".join(lines)
+
 
 def machine() -> str:
     """The machine in words: processors this process may use, their model, memory, system and Python. No host name."""
@@ -94,6 +105,14 @@ def machine() -> str:
             f"Python {platform.python_version()}",
         ]
     )
+
+
+def _cells(row: BenchRow) -> tuple[str, str, str, str, str]:
+    verdict = "ok" if row.ok else "MISSED" if row.kind == "hard" else "missed, soft"
+    goal = f"{row.goal_op} {row.goal_value:g}"
+    peer = "" if row.peer_value is None else f"{row.peer_value:g}"
+    beside = f" (peer: {row.peer})" if row.peer else ""
+    return verdict, f"{row.value:g} {row.unit}", goal, peer, f"{row.case}{beside}"
 
 
 def _usable_processors() -> int:

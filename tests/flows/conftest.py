@@ -1,30 +1,39 @@
-"""Federations that were made once and are copied for each test."""
+"""The command line."""
 
-from pathlib import Path
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import pytest
 
-from tests.flows.federation import Federation, make_federation, make_plan
+from common.cli import main
 
 
-@pytest.fixture(scope="session")
-def made_federation(tmp_path_factory: pytest.TempPathFactory) -> Federation:
-    return make_federation(tmp_path_factory.mktemp("made") / "run")
+@dataclass(frozen=True, kw_only=True)
+class Finished:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
 
 
-@pytest.fixture(scope="session")
-def made_local_federation(tmp_path_factory: pytest.TempPathFactory) -> Federation:
-    plan = make_plan(mode="local", rounds=2, spare_attempts=2)
-    return make_federation(tmp_path_factory.mktemp("made-local") / "run", plan=plan)
-
-
-@pytest.fixture
-def federation(made_federation: Federation, tmp_path: Path) -> Federation:
-    """Four sites, three rounds and two spare attempts, pooled noise."""
-    return made_federation.copy_to(tmp_path / "run")
+Fedward = Callable[..., Finished]
 
 
 @pytest.fixture
-def local_federation(made_local_federation: Federation, tmp_path: Path) -> Federation:
-    """Four sites, two rounds and two spare attempts, each site its own noise."""
-    return made_local_federation.copy_to(tmp_path / "run")
+def fedward(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[Fedward]:
+    """Run the `fedward` command line in this process, with these arguments."""
+    on_terminate = signal.getsignal(signal.SIGTERM)
+
+    def run(*arguments: object) -> Finished:
+        monkeypatch.setattr(sys, "argv", ["fedward", *map(str, arguments)])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        said = capfd.readouterr()
+        return Finished(code=int(ended.value.code or 0), out=said.out, err=said.err)
+
+    yield run
+    signal.signal(signal.SIGTERM, on_terminate)

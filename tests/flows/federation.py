@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,19 +14,37 @@ from numpy.typing import NDArray
 
 from client.agent import SiteAgent
 from client.data.intake import intake_table
+from client.data.registry import load_dataset
 from client.deid.rules import TableSchema
+from client.guard import grid_of
 from client.home import SiteHome, create_home
+from client.runstate import load_state
+from client.training.engine import choose_engine
 from common import wire_pb2 as pb
 from common.canonical import canonical_json
 from common.crypto.keys import SigningKey
+from common.crypto.masking import apply_masks
+from common.crypto.ring import from_ring, quantise
+from common.errors import PrivacyBudgetExhausted
 from common.journal import Journal
-from common.model import dimension
-from common.parameters import parameters_to_bytes
+from common.model import dimension, normalise
+from common.parameters import parameters_to_bytes, vector_from_bytes
 from common.plan import Manifest, RosterEntry, TrainingPlan
+from common.privacy.entries import parse_line
+from common.privacy.events import MechanismEvent
 from common.privacy.ledger import BudgetLedger
 from common.runplan import build_manifest, calibrate_plan
 from common.trust import TrustFile
-from common.wire import ANY_SITE, COORDINATOR, LEAVES_A_SITE, read_body, read_envelope, verify_envelope, write_envelope
+from common.wire import (
+    ANY_SITE,
+    COORDINATOR,
+    LEAVES_A_SITE,
+    REACHES_A_SITE,
+    read_body,
+    read_envelope,
+    verify_envelope,
+    write_envelope,
+)
 from server.coordinator import RunResult, run_from_directory
 from server.exchange import GridExchange
 from server.rundir import PreparedRun, RunSettings, prepare_run
@@ -140,11 +158,15 @@ class Federation:
         """One site's agent, from its disk."""
         return SiteAgent.open(self.homes[name].root, passphrase=PASSPHRASE, journal=journal)
 
-    @contextmanager
-    def agents(self, *, journal: Journal | None = None) -> Iterator[dict[str, Handle]]:
+    def agents(self, *, journal: Journal | None = None) -> AbstractContextManager[dict[str, Handle]]:
         """What answers for each site, by name."""
+        return self.agents_of(*self.names, journal=journal)
+
+    @contextmanager
+    def agents_of(self, *names: str, journal: Journal | None = None) -> Iterator[dict[str, Handle]]:
+        """What answers for some sites, by name."""
         with ExitStack() as opened:
-            yield {name: opened.enter_context(self.open_agent(name, journal=journal)).handle for name in self.names}
+            yield {name: opened.enter_context(self.open_agent(name, journal=journal)).handle for name in names}
 
     def train(
         self, handlers: Mapping[str, Handle], *, tap: Tap | None = None, journal: Journal | None = None
@@ -166,23 +188,17 @@ class Federation:
         """State of each (round, attempt) that a site charged in this run."""
         with self.ledger(name) as ledger:
             account = ledger.account(POPULATION)
-            found = {}
-            for line in self.homes[name].ledger_path.read_bytes().splitlines():
-                key = _key_in(line)
-                if key is not None:
-                    charged = account.attempt(key)
-                    assert charged is not None
-                    found[key.round_number, key.attempt] = charged.state.value
-            return found
+            lines = self.homes[name].ledger_path.read_bytes().splitlines()
+            keys = [key for line in lines if (key := parse_line(line)[0].key) and key.run_id == self.manifest.run_id]
+            states = {key: charge.state.value for key in keys if (charge := account.attempt(key))}
+            return {(key.round_number, key.attempt): state for key, state in states.items()}
 
     # The coordinator's messages, written by hand.
 
     def envelope(self, body: Message, recipient: str, *, key: SigningKey | None = None, run_id: str = "") -> bytes:
         """A request as the coordinator signs it."""
         run_id = run_id or self.manifest.run_id
-        return write_envelope(
-            body, key=key or self.coordinator, run_id=run_id, sender=COORDINATOR, recipient=recipient
-        )
+        return write_envelope(body, key=key or self.coordinator, run_id=run_id, sender=COORDINATOR, recipient=recipient)
 
     def offer(
         self, *, plan: TrainingPlan | None = None, manifest: Manifest | None = None, heads: Sequence[pb.Head] = ()
@@ -309,7 +325,72 @@ def make_federation(
     return made
 
 
-def _key_in(line: bytes) -> Any:
-    from common.privacy.entries import parse_line
+# What a site may do to a message, and what only a test may look at.
 
-    return parse_line(line)[0].key
+
+def request_in(data: bytes) -> Any:
+    """The body of a coordinator's request."""
+    envelope = read_envelope(data)
+    kind = {found.DESCRIPTOR.name.lower(): found for found in REACHES_A_SITE}[envelope.kind]
+    return read_body(envelope, kind)
+
+
+def is_round(data: bytes, *wanted: tuple[int, int]) -> bool:
+    """Whether a request is for one of these (round, attempt)s; for any at all if none is given."""
+    body = request_in(data)
+    return isinstance(body, pb.Round) and (not wanted or (body.round, body.attempt) in wanted)
+
+
+def silent_at(handle: Handle, *attempts: tuple[int, int]) -> Handle:
+    """A site that these requests never reach."""
+
+    def answer(data: bytes) -> bytes:
+        if is_round(data) and is_round(data, *attempts):
+            raise TimeoutError
+        return handle(data)
+
+    return answer
+
+
+def lost_at(handle: Handle, *attempts: tuple[int, int]) -> Handle:
+    """A site that answers, but whose answers to these requests get lost on their way."""
+
+    def answer(data: bytes) -> bytes:
+        reply = handle(data)
+        if is_round(data, *attempts):
+            raise TimeoutError
+        return reply
+
+    return answer
+
+
+def unmasked_units(federation: Federation, name: str, answer: pb.Masked, cohort: Sequence[str]) -> NDArray[np.int64]:
+    """A site's contribution without its masks: only the site, which knows the pair secrets, could work it out."""
+    state = load_state(federation.homes[name], federation.manifest.run_id)
+    size = federation.manifest.dimension
+    mask = apply_masks(
+        np.zeros(size, dtype=np.uint32),
+        own_name=name,
+        pair_secrets={peer: state.pair_secrets[peer] for peer in cohort if peer != name},
+        context=bytes.fromhex(answer.context.removeprefix("sha256:")),
+    )
+    return from_ring(vector_from_bytes(answer.vector, dimension=size) - mask)
+
+
+def clipped_units(federation: Federation, name: str) -> NDArray[np.int64]:
+    """A site's true clipped sum at the zero model, on the grid and without noise."""
+    plan = federation.plan
+    batch = load_dataset(federation.homes[name], POPULATION, classes=len(CLASSES))
+    batch = replace(batch, features=normalise(plan.normalisation, batch.features))
+    engine, _ = choose_engine(plan.model, len(CLASSES))
+    total = engine.clipped_sum(federation.zero_model, batch, clipping_norm=plan.privacy.clipping_norm)
+    return quantise(total, grid_of(plan, federation.manifest))
+
+
+def spend_everything(ledger: BudgetLedger, event: MechanismEvent) -> None:
+    """What other runs might do to a budget: charge until nothing fits any more."""
+    for number in range(1000):
+        try:
+            ledger.reserve(POPULATION, run_id="another-run", round_number=number, attempt=1, event=event)
+        except PrivacyBudgetExhausted:
+            return

@@ -56,3 +56,15 @@ def test_a_missed_hard_goal_fails_the_benchmark_and_a_soft_one_does_not() -> Non
 def test_the_machine_is_described_without_its_host_name() -> None:
     assert platform.node() not in machine()
     assert platform.python_version() in machine()
+
+
+def test_the_table_is_aligned_and_shows_goal_and_verdict() -> None:
+    missed = dataclasses.replace(ROW, case="copying 2 MiB", value=123.25, peer=None, peer_value=None)
+    soft = dataclasses.replace(missed, kind="soft")
+    head, *lines = BenchResult(bench="copying", machine="a machine", rows=(ROW, missed, soft)).to_text().splitlines()
+    assert head.endswith("copying, a machine")
+    assert lines[0].split("  ")[0] == "ok"
+    assert "<= 3" in lines[0] and lines[0].endswith("copying 1 MiB (peer: a peer 1.0)")
+    assert lines[1].startswith("MISSED") and lines[2].startswith("missed, soft")
+    assert len({line.index("copying") for line in (head, *lines)}) == 1
+    assert [line.index("ms") for line in lines] == [lines[0].index("ms")] * 3

@@ -1,0 +1,293 @@
+"""common/FORMATS.md cannot rot: the program reads what it shows, and what it lists is complete."""
+
+import ast
+import json
+import re
+from base64 import b64decode
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+
+from client.deid.report import ColumnCount, DeidReport
+from client.deid.rules import TableSchema, read_schema
+from common import errors
+from common.canonical import DIGEST_PREFIX, canonical_json, digest_json
+from common.crypto.masking import mask_context
+from common.errors import FederationError
+from common.journal import FIELDS
+from common.plan import Manifest, TrainingPlan
+from common.policy import SitePolicy
+from common.privacy.entries import EntryKind, LedgerHead, parse_line
+from common.privacy.high_water import decode_mark
+from common.privacy.verify import verify_ledger
+from common.privacy.witness import SignedHead, WitnessBook
+from common.report.audit import verify_paths
+from common.runplan import build_manifest
+from common.settings import parse_json_settings, read_settings
+from common.trust import TrustFile
+from server.outcome import read_outcome
+from simulations.bench.result import BenchResult, BenchRow
+from simulations.scenario import load_scenario
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = (ROOT / "common" / "FORMATS.md").read_text(encoding="utf-8")
+STORED = ROOT / "tests" / "vectors" / "formats" / "v1"
+BLOCKS = dict(re.findall(r"^```[a-z]+ ([a-z-]+)\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE))
+SITE = "hospital-4"
+
+
+def example(name):
+    return BLOCKS[name].rstrip("\n").encode()
+
+
+def example_file(name, directory, file_name):
+    path = directory / file_name
+    path.write_bytes(example(name) + b"\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def trust():
+    return parse_json_settings(example("trust"), TrustFile, source="the example")
+
+
+@pytest.fixture(scope="module")
+def plan():
+    return parse_json_settings(example("plan"), TrainingPlan, source="the example")
+
+
+@pytest.fixture(scope="module")
+def manifest():
+    return parse_json_settings(example("manifest"), Manifest, source="the example")
+
+
+def test_every_marked_example_has_a_test():
+    source = Path(__file__).read_text(encoding="utf-8")
+    assert {name for name in BLOCKS if f'("{name}"' not in source} == set()
+
+
+def test_the_example_scenario_is_a_scenario(tmp_path, plan):
+    scenario = load_scenario(str(example_file("scenario", tmp_path, "nuclei.toml")))
+    constants = scenario.plan.normalisation.model_copy(
+        update={"center": plan.normalisation.center, "scale": plan.normalisation.scale}
+    )
+    assert scenario.plan.model_copy(update={"normalisation": constants}) == plan
+
+
+def test_the_example_plan_is_in_canonical_form_with_every_default_filled_in(plan):
+    assert canonical_json(plan.to_json()) == example("plan")
+
+
+def test_the_example_manifest_is_in_canonical_form(manifest):
+    assert canonical_json(manifest.to_json()) == example("manifest")
+
+
+def test_the_example_manifest_follows_from_the_example_plan(plan, manifest):
+    assert manifest == build_manifest(
+        plan,
+        run_id=manifest.run_id,
+        roster=manifest.roster,
+        coordinator_key=manifest.coordinator_key,
+        noise_multiplier=manifest.noise_multiplier,
+    )
+
+
+def test_the_example_policy_is_a_policy(tmp_path, manifest):
+    policy = read_settings(example_file("policy", tmp_path, "policy.toml"), SitePolicy)
+    assert policy.minimum_cohort == manifest.minimum_cohort
+
+
+def test_the_example_trust_file_pins_the_keys_of_the_example_manifest(trust, manifest):
+    assert trust.coordinator == manifest.coordinator_key
+    assert trust.sites == {entry.name: entry.identity_key for entry in manifest.roster}
+
+
+def test_the_example_ledger_verifies_against_pinned_key_and_witness(trust):
+    heads = [SignedHead.from_json(fields) for fields in witness_fields()]
+    report = verify_ledger(example("ledger") + b"\n", key=trust.site_key(SITE), heads=heads)
+    assert report.witnessed_seq == report.entries == 5
+
+
+def test_the_example_ledger_shows_every_kind_of_entry():
+    assert {parse_line(line)[0].kind for line in example("ledger").splitlines()} == set(EntryKind)
+
+
+def test_the_example_ledger_is_about_the_example_manifest(manifest):
+    reserved = [json.loads(line)["event"] for line in example("ledger").splitlines() if b'"reserve"' in line]
+    assert {event["manifest_digest"] for event in reserved} == {manifest.digest}
+
+
+def witness_fields():
+    lines = [json.loads(line) for line in example("witness").splitlines()]
+    return [{name: value for name, value in fields.items() if name != "held_by"} for fields in lines]
+
+
+def test_the_example_witness_lines_are_read_and_signed_by_the_pinned_key(tmp_path, trust):
+    book = WitnessBook(example_file("witness", tmp_path, "witnesses.jsonl"), holder="reader")
+    heads = book.heads(SITE)
+    for head in heads:
+        head.verify(trust.site_key(SITE))
+    assert len(heads) == len(example("witness").splitlines())
+
+
+def test_the_example_high_water_mark_is_the_end_of_the_example_ledger():
+    report = verify_ledger(example("ledger") + b"\n", key=None)
+    assert decode_mark(example("high-water")) == LedgerHead(seq=report.entries, digest=report.head.digest)
+
+
+def test_the_example_mask_context_has_the_digest_that_is_shown():
+    fields = json.loads(example("mask-context"))
+    context = mask_context(
+        manifest_digest=fields["manifest"],
+        kind=fields["kind"],
+        round_number=fields["round"],
+        attempt=fields["attempt"],
+        cohort=fields["cohort"],
+        model_digest=fields["model"],
+    )
+    assert canonical_json(fields) == example("mask-context")
+    assert f"`{DIGEST_PREFIX}{context.hex()}`" in PAGE
+
+
+def test_the_example_schema_is_the_one_that_the_example_report_names(tmp_path):
+    schema = read_schema(example_file("deid-schema", tmp_path, "schema.toml"))
+    assert schema.digest == json.loads(example("deid"))["schema_digest"]
+
+
+def test_a_schemas_digest_is_over_what_the_page_says(tmp_path):
+    schema: TableSchema = read_schema(example_file("deid-schema", tmp_path, "schema.toml"))
+    columns = [
+        [name, {key: getattr(rule, key) for key in ("action", "kind", "type", "role")} | {"values": list(rule.values)}]
+        for name, rule in schema.rules.items()
+    ]
+    assert schema.digest == digest_json(
+        "deid-schema", {"mode": schema.mode, "as_of_year": schema.as_of_year, "columns": columns}
+    )
+
+
+def test_the_example_deid_report_has_the_fields_of_version_one():
+    fields = json.loads(example("deid"))
+    columns = tuple(ColumnCount(**column, unreadable=0) for column in fields["columns"])
+    report = DeidReport(
+        mode=fields["mode"],
+        records_in=fields["in"],
+        released=fields["released"],
+        quarantined=fields["quarantined"],
+        rejected=fields["rejected"],
+        columns=columns,
+        undeclared_columns=fields["undeclared_columns"],
+        alarms=fields["alarms"],
+        schema_digest=fields["schema_digest"],
+        output_digest=fields["output_digest"],
+    )
+    assert canonical_json(report.to_json()) == example("deid")
+
+
+def test_the_example_model_card_is_signed_by_the_pinned_coordinator(trust):
+    signature = json.loads((STORED / "model" / "signature.json").read_bytes())["signature"]
+    trust.coordinator_key.verify("model-card", example("model-card"), b64decode(signature))
+
+
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [
+        ("site", "sites/hospital-4/site.json"),
+        ("approvals", "sites/hospital-4/approvals.json"),
+        ("result", "result.json"),
+        ("trust", "trust.json"),
+        ("deid", "sites/hospital-4/deid.json"),
+        ("model-card", "model/card.json"),
+        ("scenario", "scenario.toml"),
+        ("policy", "sites/hospital-4/policy.toml"),
+        ("ledger", "sites/hospital-4/ledger.jsonl"),
+    ],
+)
+def test_an_example_is_the_stored_file(name, place):
+    assert example(name) == (STORED / place).read_bytes().rstrip(b"\n")
+
+
+def test_the_example_outcome_raises_its_error(tmp_path):
+    example_file("outcome", tmp_path, "outcome.json")
+    outcome = read_outcome(tmp_path)
+    assert outcome is not None
+    with pytest.raises(errors.QuorumLost, match="minimum cohort"):
+        outcome.raise_error()
+
+
+def test_the_example_log_has_allow_listed_fields_only():
+    lines = [json.loads(line) for line in example("log").splitlines()]
+    assert all(fields.keys() - {"time", "event"} <= FIELDS for fields in lines)
+    assert all(datetime.fromisoformat(fields["time"]).tzinfo for fields in lines)
+
+
+def test_the_log_fields_of_the_page_are_those_of_the_program():
+    listed = re.search(r"`event` and any of (.*?)\. No other", PAGE, re.DOTALL)
+    assert listed is not None
+    assert set(re.findall(r"`([a-z_]+)`", listed[1])) == FIELDS
+
+
+def test_the_example_audit_is_what_the_program_says_of_the_stored_run():
+    shown = json.loads(example("audit"))
+    (entry,) = (ledger for ledger in verify_paths([STORED]).to_json()["ledgers"] if ledger["site"] == SITE)
+    assert {**entry, "path": ""} == {**shown["ledgers"][0], "path": ""}
+    assert shown.keys() == {"version", "verdict", "ledgers"}
+
+
+def test_the_example_bench_has_the_fields_of_version_one():
+    fields = json.loads(example("bench"))
+    rows = tuple(
+        BenchRow(
+            **{name: value for name, value in row.items() if name not in ("goal", "ok")},
+            goal_op=row["goal"]["op"],
+            goal_value=row["goal"]["value"],
+        )
+        for row in fields["rows"]
+    )
+    assert BenchResult(bench=fields["bench"], machine=fields["machine"], rows=rows).to_json() == fields
+
+
+def test_every_error_stands_in_the_table_with_its_exit_code():
+    table = PAGE.split("## Exit codes")[1].split("## ")[0]
+    rows = re.findall(r"^\| (\d+) \| (`.*?`) \| ", table, re.MULTILINE)
+    listed = {name: int(code) for code, names in rows for name in re.findall(r"`(\w+)`", names)}
+    raised = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, FederationError)]
+    assert listed == {kind.__name__: kind.exit_code for kind in raised if kind is not FederationError}
+
+
+def test_every_domain_of_the_code_stands_in_the_table():
+    table = PAGE.split("### Domains")[1].split("## Exit codes")[0]
+    listed = set(re.findall(r"^\| `([a-z-]+)` \|", table, re.MULTILINE))
+    assert listed == set().union(*(domains_in(path) for path in sources()))
+
+
+def sources():
+    return [
+        path for package in ("common", "client", "server", "simulations") for path in (ROOT / package).rglob("*.py")
+    ]
+
+
+def domains_in(path):
+    """Texts that are given as a domain: to a digest, a signature or a signed document, or named `…_DOMAIN`."""
+    functions = {"digest_json": 0, "digest_bytes": 0, "domain_hash": 0, "sign": 0, "verify": 0, "write_document": 1}
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        value = None
+        if isinstance(node, ast.Call):
+            name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+            place = functions.get(name)
+            value = node.args[place] if place is not None and len(node.args) > place else None
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            target = node.targets[0] if isinstance(node, ast.Assign) else node.target
+            value = node.value if getattr(target, "id", "").endswith("_DOMAIN") else None
+        if isinstance(value, ast.Constant) and isinstance(value.value, str):
+            found.add(value.value)
+    return found
+
+
+def test_every_key_of_a_summary_stands_on_the_page():
+    summary = json.loads((STORED / "summary.json").read_bytes())
+    nested = [summary[name] for name in ("privacy", "secure_sum", "residual_scan", "task", "model", "metrics")]
+    nested += [summary["sites"][0], summary["history"][0], summary["metrics"]["federated"], summary]
+    named = set(re.findall(r"`([a-z_0-9]+)`", PAGE))
+    assert {key for part in nested for key in part} - named == set()
