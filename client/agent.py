@@ -104,11 +104,13 @@ class SiteAgent:
         return self._ledger
 
     def handle(self, data: bytes) -> bytes:
-        """Answer one message. Never raises for what came from outside: a refusal is a reply, by its name alone."""
+        """Answer one message. Never raises for what came from outside: a refusal is a reply, by its name alone.
+
+        Whoever is not the pinned coordinator is told nothing more: no run, no head of the ledger.
+        """
         run_id = ""
         try:
             envelope = read_envelope(data)
-            run_id = envelope.run_id[:63]
             recipient = ANY_SITE if envelope.kind == "offer" else self._home.name
             verify_envelope(
                 envelope,
@@ -117,6 +119,7 @@ class SiteAgent:
                 sender=COORDINATOR,
                 recipient=recipient,
             )
+            run_id = envelope.run_id
             self._log(envelope.kind, run_id)
             reply = self._handler(envelope.kind)(envelope)
         except Exception as error:  # an agent outlives any one request; the name alone goes out, the rest stays here
@@ -245,7 +248,7 @@ class SiteAgent:
         if self._journal is not None:
             self._journal.write("refused", site=self._home.name, run=run_id, error=name)
         public = name if isinstance(error, FederationError) and name in NAMES_THAT_TRAVEL else UNAVAILABLE
-        return pb.Refused(name=public, head=self._head(run_id))
+        return pb.Refused(name=public, head=self._head(run_id) if run_id else None)
 
     def _log(self, kind: str, run_id: str, **fields: str) -> None:
         if self._journal is not None:

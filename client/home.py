@@ -1,8 +1,8 @@
 """Where a site keeps what is its own: one directory that only its owner may read.
 
 site.json           name and public key                     policy.toml, policy.sig   the site's rules, signed
-identity.pem        signing key, encrypted PKCS8             trust.json                pinned keys of the others
-storage.key         storage key, encrypted                   approvals.json            approved plan digests
+identity.pem        signing key, encrypted PKCS8             trust.json, trust.sig     pinned keys, signed
+storage.key         storage key, encrypted                   approvals.json            approved plans, signed
 secrets.sealed      keys for pseudonyms and patient tags     ledger.jsonl, ledger.head what was spent
 populations.sealed  patient tags and data sets               witnesses.jsonl           heads of the others' ledgers
 data/*.sealed       registered data sets                     runs/<run>/               state of a run, sealed
@@ -11,19 +11,23 @@ data/*.sealed       registered data sets                     runs/<run>/        
 import json
 import os
 import tomllib
+from base64 import b64decode, b64encode
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.canonical import canonical_json, digest_bytes
+from common.canonical import canonical_json
 from common.crypto.keys import SigningKey, VerifyKey
 from common.crypto.seal import StorageKey, open_sealed, seal_bytes
 from common.errors import ConfigurationError, OutputExists, TrustError
 from common.files import write_atomic
 from common.policy import SitePolicy
-from common.settings import parse_settings, read_settings
-from common.trust import TrustFile, read_trust, write_trust
+from common.settings import parse_json_settings, parse_settings, read_settings
+from common.signed import read_signed, write_signed
+from common.trust import TrustFile, trust_bytes
 
 SECRET_BYTES = 32
+POLICY_DOMAIN = "policy"
+TRUST_DOMAIN = "trust"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,20 +76,8 @@ class SiteHome:
 
     def policy(self) -> SitePolicy:
         """The site's rules; raises TrustError if the file changed since the site signed it."""
-        path = self.root / "policy.toml"
-        try:
-            signature = bytes.fromhex(json.loads((self.root / "policy.sig").read_bytes())["signature"])
-            content = path.read_bytes()
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise TrustError(f"{self.name}: the policy or its signature cannot be read") from error
-        try:
-            self.identity.public_key.verify("policy", content, signature)
-        except TrustError as error:
-            raise TrustError(
-                f"{self.name}: policy.toml is not the one this site signed", hint="review it and sign it again"
-            ) from error
-        # The very bytes that were verified: the file may have been replaced meanwhile.
-        return parse_settings(tomllib.loads(content.decode()), SitePolicy, source=str(path))
+        content = self._signed_content("policy.toml", POLICY_DOMAIN)
+        return parse_settings(tomllib.loads(content.decode()), SitePolicy, source=str(self.root / "policy.toml"))
 
     def install_policy(self, content: bytes) -> SitePolicy:
         """Check a policy, put it in place and sign it; nothing changes if it does not fit."""
@@ -95,34 +87,54 @@ class SiteHome:
             policy = read_settings(candidate, SitePolicy)
         finally:
             candidate.unlink()
-        signature = self.identity.sign("policy", content)
-        write_atomic(self.root / "policy.toml", content)
-        document = {"version": 1, "digest": digest_bytes("policy", content), "signature": signature.hex()}
-        write_atomic(self.root / "policy.sig", canonical_json(document) + b"\n")
+        self._write_signed_content("policy.toml", POLICY_DOMAIN, content)
         return policy
 
     def trust(self) -> TrustFile:
-        """The pinned keys of the coordinator and of every site."""
-        return read_trust(self.root / "trust.json")
+        """The pinned keys of the coordinator and of every site; raises TrustError if the file is not the one signed."""
+        content = self._signed_content("trust.json", TRUST_DOMAIN)
+        return parse_json_settings(content, TrustFile, source=str(self.root / "trust.json"))
 
     def install_trust(self, trust: TrustFile) -> None:
         """Pin the keys of a consortium; raises TrustError if this site stands in it with another key."""
         if trust.site_key(self.name) != self.identity.public_key:
             raise TrustError(f"{self.name}: the trust file names another key for this site")
-        write_trust(self.root / "trust.json", trust)
+        self._write_signed_content("trust.json", TRUST_DOMAIN, trust_bytes(trust))
 
     def approvals(self) -> dict[str, str]:
-        """Approved plan digests, each with the population whose budget it may spend."""
+        """Approved plan digests, each with the population whose budget it may spend; raises TrustError if edited."""
         path = self.root / "approvals.json"
         if not path.exists():
             return {}
-        approved: dict[str, str] = json.loads(path.read_bytes())["plans"]
+        approved: dict[str, str] = read_signed(path, "approvals", self.identity.public_key)["plans"]
         return approved
 
     def approve(self, plan_digest: str, *, population: str) -> None:
         """Allow one plan to spend the budget of one population; a changed plan has another digest."""
         plans = {**self.approvals(), plan_digest: population}
-        write_atomic(self.root / "approvals.json", canonical_json({"version": 1, "plans": plans}) + b"\n")
+        write_signed(self.root / "approvals.json", "approvals", {"version": 1, "plans": plans}, self.identity)
+
+    def _signed_content(self, name: str, domain: str) -> bytes:
+        """The bytes of a file beside which this site's signature lies."""
+        path = self.root / name
+        try:
+            signed = json.loads(path.with_suffix(".sig").read_bytes())
+            signature = b64decode(signed["signature"], validate=True)
+            content = path.read_bytes()
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise TrustError(f"{self.name}: {name} or its signature cannot be read") from error
+        try:
+            self.identity.public_key.verify(domain, content, signature)
+        except TrustError as error:
+            hint = "review it and sign it again"
+            raise TrustError(f"{self.name}: {name} is not the one this site signed", hint=hint) from error
+        return content
+
+    def _write_signed_content(self, name: str, domain: str, content: bytes) -> None:
+        path = self.root / name
+        signature = b64encode(self.identity.sign(domain, content)).decode()
+        write_atomic(path, content)
+        write_atomic(path.with_suffix(".sig"), canonical_json({"version": 1, "signature": signature}) + b"\n")
 
     def _purpose(self, path: Path) -> str:
         return path.relative_to(self.root).as_posix()

@@ -56,4 +56,9 @@ def read_trust(path: Path) -> TrustFile:
 
 def write_trust(path: Path, trust: TrustFile) -> None:
     """Write a trust file; public keys only, so anyone may read it."""
-    write_atomic(path, canonical_json(trust.model_dump(mode="json")) + b"\n", mode=0o644)
+    write_atomic(path, trust_bytes(trust), mode=0o644)
+
+
+def trust_bytes(trust: TrustFile) -> bytes:
+    """The content of a trust file."""
+    return canonical_json(trust.model_dump(mode="json")) + b"\n"

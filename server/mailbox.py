@@ -159,6 +159,8 @@ class Mailbox:
             raise TrustError(f"{site} sent the head of another site's ledger")
         head.verify(self._run.trust.site_key(site))
         self._witnesses.record(head)
+        if self._witnesses.contradicts(head):
+            raise TrustError(f"{site} signed two different heads for entry {head.seq}: its ledger has two histories")
         self._heads[site] = head
 
     def _envelope(self, body: Message, recipient: str) -> bytes:

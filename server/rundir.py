@@ -6,11 +6,8 @@ coordinator.pem            signing key, encrypted         result.json           
 run.json                   settings of this run           model/                  the released model, signed
 """
 
-import json
-from base64 import b64decode, b64encode
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pydantic import Field
 
@@ -20,7 +17,10 @@ from common.errors import ConfigurationError, TrustError
 from common.files import write_atomic
 from common.plan import Manifest, TrainingPlan
 from common.settings import Settings, parse_json_settings
+from common.signed import read_signed, write_signed
 from common.trust import TrustFile, read_trust, write_trust
+
+PUBLIC = 0o644
 
 
 class RunSettings(Settings):
@@ -67,8 +67,8 @@ def prepare_run(
     settings: RunSettings,
 ) -> PreparedRun:
     """Write everything that a coordinator process needs to run this plan."""
-    write_document(root / "plan.json", "plan", plan.to_json(), key)
-    write_document(root / "manifest.json", "manifest", manifest.to_json(), key)
+    write_signed(root / "plan.json", "plan", plan.to_json(), key, mode=PUBLIC)
+    write_signed(root / "manifest.json", "manifest", manifest.to_json(), key, mode=PUBLIC)
     write_trust(root / "trust.json", trust)
     write_atomic(root / "coordinator.pem", key.to_pem(passphrase))
     write_atomic(root / "run.json", canonical_json(settings.model_dump(mode="json")) + b"\n")
@@ -85,8 +85,8 @@ def load_run(root: Path, *, passphrase: bytes) -> PreparedRun:
         raise ConfigurationError(f"{root}: no prepared run, or its files cannot be read") from error
     if key.public_key != trust.coordinator_key:
         raise TrustError("coordinator.pem is not the pinned coordinator key")
-    plan = read_document(root / "plan.json", "plan", trust)
-    manifest = read_document(root / "manifest.json", "manifest", trust)
+    plan = read_signed(root / "plan.json", "plan", trust.coordinator_key)
+    manifest = read_signed(root / "manifest.json", "manifest", trust.coordinator_key)
     return PreparedRun(
         root=root,
         plan=parse_json_settings(canonical_json(plan), TrainingPlan, source="plan.json"),
@@ -95,22 +95,3 @@ def load_run(root: Path, *, passphrase: bytes) -> PreparedRun:
         key=key,
         settings=parse_json_settings(content, RunSettings, source="run.json"),
     )
-
-
-def write_document(path: Path, domain: str, document: dict[str, Any], key: SigningKey) -> None:
-    """Write `{"<domain>": document, "signature": base64}`, signed over the document's canonical form."""
-    signature = b64encode(key.sign(domain, canonical_json(document))).decode()
-    write_atomic(path, canonical_json({domain: document, "signature": signature}) + b"\n", mode=0o644)
-
-
-def read_document(path: Path, domain: str, trust: TrustFile) -> dict[str, Any]:
-    """Read what `write_document` wrote; raises TrustError unless the pinned coordinator signed it."""
-    try:
-        signed = json.loads(path.read_bytes())
-        document, signature = signed[domain], b64decode(signed["signature"], validate=True)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigurationError(f"{path}: no signed {domain} can be read") from error
-    trust.coordinator_key.verify(domain, canonical_json(document), signature)
-    if not isinstance(document, dict):
-        raise ConfigurationError(f"{path}: the {domain} is no JSON object")
-    return document

@@ -1,7 +1,9 @@
 """What one population was charged so far, and what may still happen to it."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from types import MappingProxyType
 
 from common.errors import PolicyRefused
 from common.privacy.admission import FilterCost
@@ -55,6 +57,11 @@ class PopulationAccount:
     def events(self) -> tuple[MechanismEvent, ...]:
         """Every charged event in the order of reservation, whatever became of its answer."""
         return tuple(charged.event for charged in self._attempts.values())
+
+    @property
+    def charges(self) -> Mapping[AttemptKey, ChargedAttempt]:
+        """Every charged answer by its key, in the order of reservation."""
+        return MappingProxyType(self._attempts)
 
     @property
     def unsettled(self) -> tuple[AttemptKey, ...]:

@@ -85,14 +85,13 @@ class WitnessBook:
     """
 
     def __init__(self, path: Path, *, holder: str) -> None:
-        """Open or begin a book; raises LedgerCorrupt if a line cannot be read or two heads of a site contradict."""
+        """Open or begin a book; reading changes nothing. Raises LedgerCorrupt if a line cannot be read."""
         self._path = path
         self._holder = read_text(holder, "holder")
-        self._heads: dict[str, dict[int, SignedHead]] = {}
+        self._heads: dict[str, dict[tuple[int, str], SignedHead]] = {}
         self._held: set[tuple[str, str, int, str]] = set()
         *lines, torn = (path.read_bytes() if path.exists() else b"").split(b"\n")
-        if torn:
-            os.truncate(path, path.stat().st_size - len(torn))
+        self._torn_bytes = len(torn)
         for number, line in enumerate(lines, start=1):
             held_by, head = self._read_line(line, number)
             self._take(head, held_by)
@@ -100,24 +99,29 @@ class WitnessBook:
     def record(self, *heads: SignedHead) -> None:
         """Keep heads, on disk before this returns; what is already held is not written again.
 
-        Raises:
-            LedgerCorrupt: If the site signed another digest for the same entry: its ledger has two histories.
+        Two heads of one entry with different digests prove that the site's ledger has two histories. Both are kept:
+        no ledger passes an audit against both.
         """
-        new: dict[tuple[str, int], SignedHead] = {}
-        for head in heads:
-            self._refuse_fork(head, new.get((head.site, head.seq)))
-            if (self._holder, head.site, head.seq, head.digest) not in self._held:
-                new[head.site, head.seq] = head
-        if not new:
+        new = {(head.site, head.seq, head.digest): head for head in heads}
+        added = [head for key, head in new.items() if (self._holder, *key) not in self._held]
+        if not added:
             return
-        lines = [canonical_json({**head.to_json(), "held_by": self._holder}) + b"\n" for head in new.values()]
+        lines = [canonical_json({**head.to_json(), "held_by": self._holder}) + b"\n" for head in added]
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        with os.fdopen(os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "wb") as stream:
+        handle = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600)
+        with os.fdopen(handle, "wb") as stream:
+            if self._torn_bytes:  # a line that a crash cut off was never promised to anyone
+                stream.truncate(os.fstat(handle).st_size - self._torn_bytes)
+                self._torn_bytes = 0
             stream.write(b"".join(lines))
             stream.flush()
-            os.fsync(stream.fileno())
-        for head in new.values():
+            os.fsync(handle)
+        for head in added:
             self._take(head, self._holder)
+
+    def contradicts(self, head: SignedHead) -> bool:
+        """Whether another digest is held for the same entry of the same site."""
+        return any(seq == head.seq and digest != head.digest for seq, digest in self._heads.get(head.site, {}))
 
     def heads(self, site: str) -> tuple[SignedHead, ...]:
         """Every held head of one site, by entry number."""
@@ -141,17 +145,8 @@ class WitnessBook:
         except ValueError as error:
             raise LedgerCorrupt(f"{self._path.name}, line {number}: {error}") from error
 
-    def _refuse_fork(self, head: SignedHead, other: SignedHead | None = None) -> None:
-        for known in (self._heads.get(head.site, {}).get(head.seq), other):
-            if known is not None and known.digest != head.digest:
-                raise LedgerCorrupt(
-                    f"{head.site} signed two different heads for entry {head.seq}",
-                    hint="keep both heads: together they prove that the ledger was forked",
-                )
-
     def _take(self, head: SignedHead, held_by: str) -> None:
-        self._refuse_fork(head)
-        self._heads.setdefault(head.site, {}).setdefault(head.seq, head)
+        self._heads.setdefault(head.site, {}).setdefault((head.seq, head.digest), head)
         self._held.add((held_by, head.site, head.seq, head.digest))
 
 

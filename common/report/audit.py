@@ -1,7 +1,7 @@
 """What a run's ledgers prove, offline and from files alone."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from common.privacy.budget import RELATION, View
 from common.privacy.entries import PopulationTerms, parse_line
 from common.privacy.events import MechanismEvent
 from common.privacy.verify import LedgerReport, verify_ledger
+from common.report.crosscheck import missing_charges
 from common.report.evidence import LEDGER_NAME, SITES_NAME, TRUST_NAME, Evidence, run_of
 from common.report.numbers import VERIFIED, over_limit
 from common.trust import TrustFile, read_trust
@@ -20,6 +21,7 @@ from common.trust import TrustFile, read_trust
 VERDICT_VERSION = 1
 NOT_WITNESSED = "self-consistent, not witnessed"
 FAILED = "failed"
+GIVEN, RUN = "given", "run"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,9 +90,14 @@ class LedgerVerdict:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuditVerdict:
-    """What all given ledgers prove together."""
+    """What all given ledgers prove together.
+
+    Attributes:
+        keys: Where the pinned keys came from: `GIVEN` by the auditor, or found in the `RUN` that is audited.
+    """
 
     ledgers: tuple[LedgerVerdict, ...]
+    keys: str
 
     @property
     def words(self) -> str:
@@ -112,6 +119,7 @@ class AuditVerdict:
         return {
             "version": VERDICT_VERSION,
             "verdict": self.words,
+            "keys": self.keys,
             "ledgers": [ledger.to_json() for ledger in self.ledgers],
         }
 
@@ -145,7 +153,7 @@ def verify_paths(
             verdicts.append(_verify_ledger(path, None, evidence))
         else:
             raise ConfigurationError(f"{path}: no such run directory or ledger")
-    return AuditVerdict(ledgers=tuple(verdicts))
+    return AuditVerdict(ledgers=tuple(verdicts), keys=RUN if given_trust is None else GIVEN)
 
 
 def _verify_run(run: Path, witness_files: Sequence[Path], trust: TrustFile | None) -> list[LedgerVerdict]:
@@ -161,7 +169,16 @@ def _verify_run(run: Path, witness_files: Sequence[Path], trust: TrustFile | Non
         else:
             error = LedgerCorrupt(f"{name}: the ledger is missing", hint=f"{TRUST_NAME} or the manifest names the site")
             verdicts.append(LedgerVerdict(path=path, site=name, verdict=FAILED, error=error))
-    return verdicts
+    missing = missing_charges({verdict.site: verdict.report for verdict in verdicts if verdict.report is not None})
+    return [_contradicted(verdict, missing) for verdict in verdicts]
+
+
+def _contradicted(verdict: LedgerVerdict, missing: Mapping[str, str]) -> LedgerVerdict:
+    """A verdict that also counts what the run's other ledgers say of this one."""
+    if verdict.verdict == FAILED or verdict.site not in missing:
+        return verdict
+    error = LedgerCorrupt(f"{verdict.site}: {missing[verdict.site]}", hint="entries were cut, and the heads with them")
+    return replace(verdict, verdict=FAILED, error=error)
 
 
 def _verify_ledger(path: Path, directory_site: str | None, evidence: Evidence) -> LedgerVerdict:

@@ -58,6 +58,11 @@ def verify(
 _HEADINGS = ("site", "population", "ε", "limit", "ε alone", "limit", "δ", "unit", "entries", "witnessed", "verdict")
 _MEANING = "ε holds if at most the plan's number of sites cheats, ε alone if all others do"
 
+_KEYS = {
+    "given": "keys: the ones you gave with --trust",
+    "run": "keys: the run's own trust.json; to rely on nobody who could write there, give yours with --trust FILE",
+}
+
 
 def _as_text(verdict: "AuditVerdict") -> str:
     rows = [row for ledger in verdict.ledgers for row in _rows(ledger)]
@@ -67,6 +72,7 @@ def _as_text(verdict: "AuditVerdict") -> str:
     notes = [note for ledger in verdict.ledgers for note in _notes(ledger)]
     relations = {population.relation for ledger in verdict.ledgers for population in ledger.populations}
     notes[:0] = [f"relation {relation}; {_MEANING}" for relation in sorted(relations)]
+    notes.append(_KEYS[verdict.keys])
     blocks = (lines, heads, notes, [f"verdict: {verdict.words}"])
     return "\n\n".join("\n".join(block) for block in blocks if block)
 

@@ -5,18 +5,16 @@ A run leaves `sites/<name>/ledger.jsonl`, `witnesses.jsonl` (heads that the coor
 signed by the coordinator, whose roster says which sites there were and with which keys.
 """
 
-import json
-from base64 import b64decode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.canonical import canonical_json
 from common.crypto.keys import VerifyKey
-from common.errors import ConfigurationError, TrustError
+from common.errors import TrustError
 from common.plan import Manifest
 from common.privacy.witness import SignedHead, WitnessBook
 from common.settings import parse_settings
+from common.signed import read_signed
 from common.trust import TrustFile, read_trust
 
 LEDGER_NAME, WITNESS_NAME, TRUST_NAME, SITES_NAME = "ledger.jsonl", "witnesses.jsonl", "trust.json", "sites"
@@ -45,12 +43,12 @@ class Evidence:
         Raises:
             ConfigurationError: If the trust file or the manifest is malformed.
             TrustError: If the manifest is not signed by the pinned coordinator.
-            LedgerCorrupt: If a book cannot be read or contradicts itself.
+            LedgerCorrupt: If a book cannot be read.
         """
         if trust is None and (run / TRUST_NAME).is_file():
             trust = read_trust(run / TRUST_NAME)
         beside = [run / WITNESS_NAME, *sorted(run.glob(f"{SITES_NAME}/*/{WITNESS_NAME}"))]
-        paths = [*witness_files, *(path for path in beside if path.is_file())]
+        paths = [*witness_files, *(path for path in beside if path.is_file() and not path.is_symlink())]
         books = {path.resolve(): WitnessBook(path, holder=_READER) for path in paths}
         return cls(trust=trust, books=books, roster={} if trust is None else _signed_roster(run, trust))
 
@@ -88,12 +86,6 @@ def _signed_roster(run: Path, trust: TrustFile) -> Mapping[str, str]:
     path = run / MANIFEST_NAME
     if not path.is_file():
         return {}
-    try:
-        signed = json.loads(path.read_bytes())
-        document, signature = signed["manifest"], b64decode(signed["signature"], validate=True)
-        content = canonical_json(document)
-    except (ValueError, KeyError, TypeError) as error:
-        raise ConfigurationError(f"{path}: no signed manifest can be read") from error
-    trust.coordinator_key.verify("manifest", content, signature)
+    document = read_signed(path, "manifest", trust.coordinator_key)
     manifest = parse_settings(document, Manifest, source=str(path))
     return {entry.name: entry.identity_key for entry in manifest.roster}

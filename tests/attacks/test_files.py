@@ -33,9 +33,8 @@ def test_an_edited_list_of_approvals_approves_nothing(federation: Federation) ->
     with federation.open_agent(SITE):
         pass
     document = json.loads(path.read_bytes())
-    del document["plans"][plan.digest]
-    home.root.joinpath("approvals.sig").unlink(missing_ok=True)
-    document["plans"] |= {plan.digest: POPULATION}
+    del document["approvals"]["plans"][plan.digest]
+    document["approvals"]["plans"] |= {make_plan(rounds=3).digest: POPULATION, plan.digest: POPULATION, "x": "y"}
     write_atomic(path, canonical_json(document) + b"\n")
     with asked.open_agent(SITE) as agent:
         assert isinstance(asked.opened(SITE, agent.handle(asked.offer())), pb.Refused)

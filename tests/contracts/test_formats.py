@@ -231,7 +231,7 @@ def test_the_example_audit_is_what_the_program_says_of_the_stored_run():
     shown = json.loads(example("audit"))
     (entry,) = (ledger for ledger in verify_paths([STORED]).to_json()["ledgers"] if ledger["site"] == SITE)
     assert {**entry, "path": ""} == {**shown["ledgers"][0], "path": ""}
-    assert shown.keys() == {"version", "verdict", "ledgers"}
+    assert shown.keys() == {"version", "verdict", "keys", "ledgers"}
 
 
 def test_the_example_bench_has_the_fields_of_version_one():
@@ -269,7 +269,7 @@ def sources():
 
 def domains_in(path):
     """Texts that are given as a domain: to a digest, a signature or a signed document, or named `…_DOMAIN`."""
-    functions = {"digest_json": 0, "digest_bytes": 0, "domain_hash": 0, "sign": 0, "verify": 0, "write_document": 1}
+    functions = {"digest_json": 0, "digest_bytes": 0, "domain_hash": 0, "sign": 0, "verify": 0, "write_signed": 1}
     found = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         value = None

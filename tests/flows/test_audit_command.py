@@ -8,6 +8,7 @@ import pytest
 
 from common.canonical import ZERO_DIGEST
 from common.crypto.keys import SigningKey
+from common.errors import LedgerCorrupt
 from common.privacy.entries import PopulationTerms, line_digest, parse_line
 from tests.flows.federation import Federation, make_federation, make_plan
 
@@ -127,8 +128,6 @@ def test_verifying_changes_no_file(finished: Federation, fedward) -> None:
 
 
 def test_a_tampered_ledger_does_not_open_at_its_site_either(finished: Federation) -> None:
-    from common.errors import LedgerCorrupt
-
     rewrite(finished, with_a_byte_changed)
     with pytest.raises(LedgerCorrupt, match="entry 3"):
         finished.open_agent(SITE)

@@ -1,1 +1,1 @@
-{"digest":"sha256:d39f7bcf9cc073f8effb38804e3d8784d03be81c3a6b8449c004d1f343f116a9","signature":"71cffc0de747312344fa7a1c76e592daa3611a248415b78720a41012a02c3c5b58463896c210616feb2fde4ab534bf44133de3df6819b0f60b6f3d7d82f29c07","version":1}
+{"signature":"6WHadnJ/SF2E6FM1XWEuRpj+7hbrPanUN2qnVQfiCAYEGsbO+OkeWcGLV+tYstkIMnwHelY9IdVhEFbSazAnDg==","version":1}

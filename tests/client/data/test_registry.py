@@ -1,0 +1,160 @@
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from client.data.registry import check_populations, load_dataset, register_dataset
+from client.home import SiteHome, create_home
+from common.errors import DataRefused, LedgerCorrupt, TrustError
+from common.privacy.admission import AdmissionFilter
+from common.privacy.ledger import BudgetLedger
+
+POLICY = b"".join(
+    b"[budget.%s]\nepsilon = %d.0\nepsilon_alone = 9.0\ndelta = 1e-5\n" % (name, epsilon)
+    for name, epsilon in ((b"ward", 3), (b"clinic", 5))
+)
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> SiteHome:
+    made = create_home(tmp_path / "north", name="north", passphrase=b"a passphrase for tests only")
+    made.install_policy(POLICY)
+    return made
+
+
+@pytest.fixture
+def ledger(home: SiteHome) -> Iterator[BudgetLedger]:
+    with BudgetLedger.open(home.ledger_path, site=home.name, key=home.identity) as opened:
+        yield opened
+
+
+def register(home: SiteHome, ledger: BudgetLedger, dataset: str, ids: Sequence[str], **changes) -> str:
+    count = len(ids)
+    given = {
+        "features": np.arange(2 * count, dtype=np.float32).reshape(count, 2),
+        "labels": np.arange(count, dtype=np.int64) % 2,
+        "patients": [f"code {name}" for name in ids],
+        **changes,
+    }
+    return register_dataset(
+        home, ledger, dataset=dataset, patient_ids=ids, classes=2, admission=AdmissionFilter.gaussian(), **given
+    )
+
+
+def test_a_data_set_opens_a_population_of_its_name_with_the_policys_budget(
+    home: SiteHome, ledger: BudgetLedger
+) -> None:
+    assert register(home, ledger, "ward", ["1", "2"]) == "ward"
+    budget = ledger.account("ward").budget
+    assert (budget.epsilon, budget.epsilon_alone, budget.delta, budget.unit.value) == (3.0, 9.0, 1e-5, "patient")
+
+
+def test_records_come_back_grouped_by_patient(home: SiteHome, ledger: BudgetLedger) -> None:
+    register(home, ledger, "ward", ["b", "a", "b"])
+    batch = load_dataset(home, "ward", classes=2)
+    assert batch.patients.tolist() == [0, 1, 1]
+    assert batch.features.tolist() == [[2, 3], [0, 1], [4, 5]]
+    assert batch.labels.tolist() == [1, 0, 0]
+
+
+def test_a_data_set_that_shares_a_patient_spends_the_same_budget_whatever_its_name(
+    home: SiteHome, ledger: BudgetLedger
+) -> None:
+    register(home, ledger, "ward", ["1", "2"])
+    assert register(home, ledger, "clinic", ["2", "3"]) == "ward"
+    assert register(home, ledger, "clinic", ["3"]) == "ward"
+    assert ledger.populations == ("ward",)
+
+
+@pytest.mark.parametrize("spelling", ["MRN-7", " mrn-7 ", "Mrn-7"])
+def test_case_and_blanks_do_not_make_another_patient(home: SiteHome, ledger: BudgetLedger, spelling: str) -> None:
+    register(home, ledger, "ward", ["mrn-7"])
+    assert register(home, ledger, "clinic", [spelling]) == "ward"
+
+
+def test_other_patients_have_a_budget_of_their_own(home: SiteHome, ledger: BudgetLedger) -> None:
+    register(home, ledger, "ward", ["1"])
+    assert register(home, ledger, "clinic", ["2"]) == "clinic"
+    assert ledger.account("clinic").budget.epsilon == 5.0
+
+
+def test_a_data_set_that_joins_two_populations_is_refused(home: SiteHome, ledger: BudgetLedger) -> None:
+    register(home, ledger, "ward", ["1"])
+    register(home, ledger, "clinic", ["2"])
+    with pytest.raises(DataRefused, match="shares patients with 2 populations"):
+        register(home, ledger, "both", ["1", "2"])
+
+
+def test_a_population_without_a_budget_is_refused_with_what_to_write(home: SiteHome, ledger: BudgetLedger) -> None:
+    with pytest.raises(DataRefused, match="no budget for population 'icu'") as refused:
+        register(home, ledger, "icu", ["1"])
+    assert "[budget.icu]" in refused.value.hint
+    assert ledger.head.seq == 0
+
+
+def test_registering_again_replaces_the_records_and_not_the_budget(home: SiteHome, ledger: BudgetLedger) -> None:
+    register(home, ledger, "ward", ["1", "2"])
+    register(home, ledger, "ward", ["2", "3", "4"])
+    assert load_dataset(home, "ward", classes=2).patient_count == 3
+    assert ledger.head.seq == 1
+
+
+def test_an_empty_data_set_is_refused(home: SiteHome, ledger: BudgetLedger) -> None:
+    with pytest.raises(DataRefused, match="'ward' has 0 records") as refused:
+        register(home, ledger, "ward", [], features=np.empty((0, 2), dtype=np.float32))
+    assert refused.value.hint == "register at least one patient"
+    assert not (home.root / "data").exists()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_values_that_are_no_numbers_are_refused_with_their_count(
+    home: SiteHome, ledger: BudgetLedger, value: float
+) -> None:
+    features = np.array([[1, value], [value, value], [1, 2]], dtype=np.float32)
+    with pytest.raises(DataRefused, match="2 of 3 records hold values that are not finite"):
+        register(home, ledger, "ward", ["1", "2", "3"], features=features)
+    assert ledger.head.seq == 0
+    assert not (home.root / "data").exists()
+
+
+@pytest.mark.parametrize("label", [-1, 2])
+def test_labels_that_are_no_class_are_refused(home: SiteHome, ledger: BudgetLedger, label: int) -> None:
+    with pytest.raises(DataRefused, match="1 of 2 labels are not one of 2 classes"):
+        register(home, ledger, "ward", ["1", "2"], labels=np.array([0, label], dtype=np.int64))
+    assert ledger.head.seq == 0
+
+
+def test_patients_identifiers_are_not_kept(home: SiteHome, ledger: BudgetLedger) -> None:
+    register(home, ledger, "ward", ["Octavia-Whitcombe-4410072215"])
+    for path in home.root.rglob("*"):
+        assert path.is_dir() or b"whitcombe" not in path.read_bytes().lower()
+    assert b"whitcombe" not in home.unseal(home.root / "populations.sealed").lower()
+
+
+def test_records_that_are_gone_are_an_empty_batch(home: SiteHome) -> None:
+    assert load_dataset(home, "ward", classes=2).patient_count == 0
+
+
+def test_records_that_were_changed_do_not_open(home: SiteHome, ledger: BudgetLedger) -> None:
+    register(home, ledger, "ward", ["1"])
+    path = home.root / "data" / "ward.sealed"
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    with pytest.raises(TrustError):
+        load_dataset(home, "ward", classes=2)
+
+
+def test_a_plan_with_another_number_of_classes_gets_no_records(home: SiteHome, ledger: BudgetLedger) -> None:
+    register(home, ledger, "ward", ["1"])
+    with pytest.raises(DataRefused, match="2 classes, the plan 3"):
+        load_dataset(home, "ward", classes=3)
+
+
+def test_a_ledger_that_lost_a_population_is_found(home: SiteHome, tmp_path: Path) -> None:
+    with BudgetLedger.open(home.ledger_path, site=home.name, key=home.identity) as ledger:
+        register(home, ledger, "ward", ["1"])
+    with (
+        BudgetLedger.open(tmp_path / "fresh.jsonl", site=home.name, key=home.identity) as fresh,
+        pytest.raises(LedgerCorrupt, match="1 registered populations are not in this ledger"),
+    ):
+        check_populations(home, fresh)
