@@ -152,8 +152,13 @@ class SiteAgent:
         if state.manifest != manifest:
             raise TrustError(f"run {manifest.run_id!r} was joined under another manifest")
         keys = state.keys.public
+        others = (self._witnesses.latest(name) for name in manifest.names if name != self._home.name)
         return pb.Joined(
-            manifest_digest=manifest.digest, x25519=keys.x25519, mlkem=keys.mlkem, head=self._head(manifest.run_id)
+            manifest_digest=manifest.digest,
+            x25519=keys.x25519,
+            mlkem=keys.mlkem,
+            head=self._head(manifest.run_id),
+            held=[head_message(head) for head in others if head is not None],
         )
 
     def _new_state(self, plan: TrainingPlan, manifest: Manifest) -> RunState:
@@ -173,6 +178,8 @@ class SiteAgent:
         trust = self._home.trust()
         agreed = [read_joined(trust, state.manifest, data) for data in request.joined]
         self._witness([body.head for _, body in agreed])
+        for _, body in agreed:
+            self._witness([head for head in body.held if head.site == self._home.name][:1])
         state = self._remember(exchange_keys(self._home, state, peer_keys(self._home, state, agreed)))
         return pb.Encapsulated(ciphertexts=signed_ciphertexts(self._home, state), head=self._head(envelope.run_id))
 

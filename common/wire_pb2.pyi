@@ -49,16 +49,18 @@ class Offer(_message.Message):
     def __init__(self, plan: _Optional[bytes] = ..., manifest: _Optional[bytes] = ..., heads: _Optional[_Iterable[_Union[Head, _Mapping[str, object]]]] = ...) -> None: ...
 
 class Joined(_message.Message):
-    __slots__ = ("manifest_digest", "x25519", "mlkem", "head")
+    __slots__ = ("manifest_digest", "x25519", "mlkem", "head", "held")
     MANIFEST_DIGEST_FIELD_NUMBER: _ClassVar[int]
     X25519_FIELD_NUMBER: _ClassVar[int]
     MLKEM_FIELD_NUMBER: _ClassVar[int]
     HEAD_FIELD_NUMBER: _ClassVar[int]
+    HELD_FIELD_NUMBER: _ClassVar[int]
     manifest_digest: str
     x25519: bytes
     mlkem: bytes
     head: Head
-    def __init__(self, manifest_digest: _Optional[str] = ..., x25519: _Optional[bytes] = ..., mlkem: _Optional[bytes] = ..., head: _Optional[_Union[Head, _Mapping[str, object]]] = ...) -> None: ...
+    held: _containers.RepeatedCompositeFieldContainer[Head]
+    def __init__(self, manifest_digest: _Optional[str] = ..., x25519: _Optional[bytes] = ..., mlkem: _Optional[bytes] = ..., head: _Optional[_Union[Head, _Mapping[str, object]]] = ..., held: _Optional[_Iterable[_Union[Head, _Mapping[str, object]]]] = ...) -> None: ...
 
 class Keys(_message.Message):
     __slots__ = ("joined", "heads")

@@ -13,7 +13,7 @@ class Cohort:
     """The sites of a run that can still be counted on.
 
     A site that refuses leaves for good, with the name of its error. A site that is silent is left out for the rest of
-    the round, and after two silent rounds for the rest of the run.
+    the round, unless no cohort can be formed without it, and after two silences in a row for the rest of the run.
     """
 
     def __init__(self, sites: Iterable[str], *, minimum: int) -> None:
@@ -24,15 +24,16 @@ class Cohort:
         self.left: dict[str, str] = {}
 
     def select(self) -> list[str]:
-        """The next cohort, sorted.
+        """The next cohort, sorted; a site that was silent in this round is asked again only if it is needed.
 
         Raises:
             QuorumLost: If fewer than the minimum are left; the message says who left and why.
         """
-        chosen = [site for site in self._sites if site not in self.left and site not in self._resting]
+        chosen = [site for site in self.present if site not in self._resting]
         if len(chosen) < self._minimum:
-            gone = dict.fromkeys(self._resting, NO_REPLY) | self.left
-            reasons = ", ".join(f"{site}: {reason}" for site, reason in sorted(gone.items()))
+            chosen = self.present
+        if len(chosen) < self._minimum:
+            reasons = ", ".join(f"{site}: {reason}" for site, reason in sorted(self.left.items()))
             raise QuorumLost(
                 f"{len(chosen)} of {len(self._sites)} sites are left, the minimum cohort is {self._minimum} "
                 f"({reasons})",
@@ -51,6 +52,11 @@ class Cohort:
             self.left[site] = NO_REPLY
         else:
             self._resting.add(site)
+
+    def answered(self, sites: Iterable[str]) -> None:
+        """These sites answered: earlier silences are forgotten."""
+        for site in sites:
+            self._misses.pop(site, None)
 
     def next_round(self) -> None:
         """Silent sites get another chance."""

@@ -203,6 +203,7 @@ class Coordinator:
                 self._cohort.refused(site, self._mailbox.refused[site])
             else:
                 self._cohort.silent(site)
+        self._cohort.answered(set(chosen) - set(sealed.missing))
         return None if sealed.missing else sealed.open()
 
     def _finish(self) -> RunResult:

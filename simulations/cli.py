@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 DEFAULT_SCENARIO = "breast"
 DEFAULT_OUT = Path("fedward-run")
 DEFAULT_SEEDS = 40
+DEFAULT_PRECISION_POINTS = 0.125
 
 
 class Mode(StrEnum):
@@ -133,7 +134,11 @@ def bench_simulation(
 def bench_accuracy(
     scenario: Annotated[str, typer.Argument(help="A scenario's name.")] = DEFAULT_SCENARIO,
     epsilon: Annotated[str, typer.Option(help="Epsilons, separated by commas.")] = "1,3,8",
-    seeds: Annotated[int, typer.Option(min=2, help="Seeds of partition and noise.")] = DEFAULT_SEEDS,
+    seeds: Annotated[int, typer.Option(min=2, help="Fewest seeds of partition and noise.")] = DEFAULT_SEEDS,
+    precision: Annotated[
+        float,
+        typer.Option(min=0.01, help="Add seeds until the paired interval is this narrow, in points; inf: do not."),
+    ] = DEFAULT_PRECISION_POINTS,
     data: Annotated[Path | None, typer.Option(help="Data directory, for scenarios that need one.")] = None,
     weights: Annotated[Path | None, typer.Option(help="Weights of the backbone, for scenarios that need one.")] = None,
     output_format: Annotated[Format, typer.Option("--format", help="What stands on stdout.")] = Format.TEXT,
@@ -147,7 +152,13 @@ def bench_accuracy(
         raise ConfigurationError(f"--epsilon {epsilon!r} is no list of numbers") from error
     with _progress() as progress:
         result = run_bench(
-            scenario, epsilons=epsilons, seeds=seeds, data=data, weights=weights, progress=_reporter(progress)
+            scenario,
+            epsilons=epsilons,
+            seeds=seeds,
+            data=data,
+            weights=weights,
+            progress=_reporter(progress),
+            precision_points=precision,
         )
     _print_bench(result, output_format)
 

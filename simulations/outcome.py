@@ -76,9 +76,12 @@ def summary_text(summary: dict[str, Any], out: Path) -> str:
         if metrics is not None:
             lines.append(f"  {label:<36} accuracy {100 * metrics['accuracy']:5.1f} %")
     scan = summary["residual_scan"]
+    searched = f"{scan['files']} files"
+    if scan["messages"] is not None:
+        searched += f" and {scan['messages']} messages"
     lines += [
-        f"ledgers: {summary['ledger_verdict']}; identifiers found in {scan['files']} files and {scan['messages']} "
-        f"messages: {scan['hits']}",
+        f"ledgers: {summary['ledger_verdict']}",
+        f"searched {searched} for {scan['identifiers']} identifiers of patients: {scan['hits']} found",
         f"report: {out / REPORT_FILE}",
     ]
     return "\n".join(lines)

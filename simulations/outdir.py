@@ -26,5 +26,8 @@ def claim_out_directory(path: Path, *, force: bool) -> None:
                 f"{path}: was not made by a simulation, so --force leaves it alone", hint="choose another --out"
             )
         shutil.rmtree(path)
-    path.mkdir(parents=True, exist_ok=True)
-    write_atomic(path / MARKER, b"made by fedward simulate\n")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        write_atomic(path / MARKER, b"made by fedward simulate\n")
+    except OSError as error:
+        raise ConfigurationError(f"{path}: cannot be written: {error.strerror}", hint="choose another --out") from error

@@ -98,7 +98,7 @@ class Scenario(Settings):
     """One simulation, as its TOML file describes it."""
 
     version: Literal[1] = 1
-    name: str = ""
+    name: str = Field(default="", pattern=r"^([a-z0-9][a-z0-9-]{0,40})?$")
     title: str
     data: DataSection
     sites: SitesSection

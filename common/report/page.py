@@ -8,7 +8,7 @@ from markupsafe import Markup
 
 from common.report.charts import MAXIMUM_SITES_DRAWN, accuracy_chart, comparison_chart, epsilon_chart
 from common.report.numbers import VERIFIED, Shown
-from common.report.sentences import COMPLETED, attempts_key, attention, what_was_done
+from common.report.sentences import COMPLETED, attention, what_was_done
 
 SUMMARY_VERSION = 1
 COMPARISON = (
@@ -66,7 +66,6 @@ def _context(summary: Mapping[str, Any]) -> dict[str, Any]:
         "attention": attention(shown),
         "verified": summary.get("ledger_verdict") == VERIFIED,
         "completed": COMPLETED,
-        "attempts_key": attempts_key(shown),
         "comparison": COMPARISON,
         "trained": trained,
         "untrained": [label for key, label in COMPARISON if key not in trained],

@@ -106,14 +106,9 @@ def _secure_sum(shown: Shown) -> Markup:
         "were used."
     ).format(
         shown.count("secure_sum.minimum_cohort", "site"),
-        shown.number(attempts_key(shown), "integer"),
+        shown.number("secure_sum.attempts", "integer"),
         _allowed_attempts(shown),
     )
-
-
-def attempts_key(shown: Shown) -> str:
-    """Where the number of attempts stands: the runner's own count if it gave one."""
-    return "secure_sum.attempts_used" if shown.known("secure_sum.attempts_used") else "secure_sum.attempts"
 
 
 def _allowed_attempts(shown: Shown) -> Markup:

@@ -129,7 +129,13 @@ def test_when_a_run_ends_early_the_others_ledgers_settle_and_the_model_so_far_is
 
 def test_a_silent_site_is_named_when_nobody_can_take_its_place(trio: Federation) -> None:
     with trio.agents() as agents, pytest.raises(QuorumLost, match="north: NoReply"):
-        trio.train({**agents, "north": silent_at(agents["north"], (1, 1))})
+        trio.train({**agents, "north": silent_at(agents["north"], (1, 1), (1, 2))})
+
+
+def test_one_silence_ends_no_run_though_nobody_can_take_the_sites_place(trio: Federation) -> None:
+    with trio.agents() as agents:
+        result = trio.train({**agents, "north": silent_at(agents["north"], (1, 1))})
+    assert (result.rounds, result.attempts, result.left) == (3, 4, {})
 
 
 def test_a_run_that_cannot_begin_releases_no_model_and_charges_nobody(trio: Federation) -> None:

@@ -9,7 +9,7 @@ from common import wire_pb2 as pb
 from common.crypto.keys import SigningKey
 from common.privacy.witness import WitnessBook
 from common.wire import ANY_SITE, head_message
-from tests.flows.federation import Federation, Handle, is_round, make_federation
+from tests.flows.federation import Federation, Handle, is_round, make_federation, make_plan
 
 SITE = "south"
 
@@ -205,6 +205,21 @@ def test_an_agent_does_not_run_behind_a_head_that_was_witnessed(federation: Fede
     with federation.open_agent(SITE) as agent:
         reply = agent.handle(federation.offer(heads=[head_message(held)]))
     assert refusal(federation, reply) == "LedgerCorrupt"
+
+
+def test_a_site_put_back_between_two_runs_learns_it_from_its_peers(federation: Federation) -> None:
+    """The coordinator of the second run tells nothing of the first; every peer's agreement carries what it holds."""
+    files = (federation.homes[SITE].ledger_path, federation.homes[SITE].ledger_path.with_suffix(".head"))
+    old = {path: path.read_bytes() for path in files}
+    first = federation.under(make_plan(rounds=1, spare_attempts=0, epsilon=1.0))
+    with first.agents() as agents:
+        first.train(agents)
+    for path, content in old.items():
+        path.write_bytes(content)
+    second = federation.under(make_plan(rounds=2, spare_attempts=0, epsilon=1.0), run_id="demo-2")
+    with second.agents() as agents:
+        result = second.train(agents)
+    assert (result.rounds, result.left) == (2, {SITE: "LedgerCorrupt"})
 
 
 def test_a_site_put_back_in_the_middle_of_a_run_refuses_and_the_others_go_on(federation: Federation) -> None:

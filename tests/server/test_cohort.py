@@ -43,9 +43,23 @@ def test_a_refusal_is_final_and_keeps_its_name(cohort: Cohort) -> None:
 def test_below_the_minimum_everybody_who_is_missing_is_named_with_a_reason(cohort: Cohort) -> None:
     cohort.refused("west", "PrivacyBudgetExhausted")
     cohort.silent("east")
+    cohort.silent("east")
     with pytest.raises(QuorumLost) as lost:
         cohort.select()
     assert lost.value.fact == (
         "2 of 4 sites are left, the minimum cohort is 3 (east: NoReply, west: PrivacyBudgetExhausted)"
     )
     assert "ledgers" in lost.value.hint
+
+
+def test_a_silent_site_is_asked_again_when_no_cohort_can_do_without_it(cohort: Cohort) -> None:
+    cohort.refused("west", "PolicyRefused")
+    cohort.silent("east")
+    assert cohort.select() == ["east", "north", "south"]
+
+
+def test_an_answer_makes_up_for_an_earlier_silence(cohort: Cohort) -> None:
+    cohort.silent("east")
+    cohort.answered(["east"])
+    cohort.silent("east")
+    assert cohort.left == {}

@@ -1,1 +1,1 @@
-{"signature":"6WHadnJ/SF2E6FM1XWEuRpj+7hbrPanUN2qnVQfiCAYEGsbO+OkeWcGLV+tYstkIMnwHelY9IdVhEFbSazAnDg==","version":1}
+{"signature":"tX0ey1TRtNr57osSi7OH0hicV1lFzsXxtyuli5yAj8YQaBlNvCFCv+J70ZONcMuyWxj5BIN9OOMylLPk1JY2BQ==","version":1}

@@ -1,1 +1,1 @@
-{"signature":"6FWzhx6Jzn5tKKoZBEFgFUOdFSWirRYZrgt34xnemzmrXqj19fCcrQi6km07lvXABRi2al6z98joiYzPD3ARDg==","version":1}
+{"signature":"MGCK3fxpQBqU7UOtfl8SRjlKorEHXi9H/G6nJ86vMS8iET+KgUlDeDddNMVmtsXJA0bSSEv8eho7x/BmNcCnDg==","version":1}
