@@ -42,7 +42,7 @@ def simulate_to_directory(
     return summary
 
 
-def searched_texts(summary: dict[str, Any], others: dict[str, int], scan: ResidualScan) -> list[tuple[str, bytes]]:
+def searched_texts(summary: dict[str, Any], others: dict[str, Any], scan: ResidualScan) -> list[tuple[str, bytes]]:
     """Name and text of summary and report, with the scan's counts in them, themselves included.
 
     Args:

@@ -258,7 +258,7 @@ def _spent(ledger: LedgerVerdict) -> dict[str, Any]:
     }
 
 
-def residual_scan(simulation: Simulation, directory: Path) -> dict[str, int | None]:
+def residual_scan(simulation: Simulation, directory: Path) -> dict[str, Any]:
     """Search every file under the out directory, and what was searched of the messages, for any identifier.
 
     Messages that pass between other processes are not seen here; their number is then unknown, not zero.

@@ -111,7 +111,7 @@ def test_one_full_step_at_every_site_is_one_step_on_the_pool(prepared: PreparedD
 
 def test_the_pooled_peer_is_one_of_the_two_and_says_which(peers: Peers) -> None:
     parameters, which = pooled_dp(peers)
-    assert which in ("full batch, the federation's own recipe", "Poisson-sampled DP-SGD")
+    assert which.startswith(("the federation's own recipe", "Poisson-sampled DP-SGD"))
     assert accuracy(peers, parameters) >= 0.93
 
 

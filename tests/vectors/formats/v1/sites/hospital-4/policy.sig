@@ -1,1 +1,1 @@
-{"signature":"tX0ey1TRtNr57osSi7OH0hicV1lFzsXxtyuli5yAj8YQaBlNvCFCv+J70ZONcMuyWxj5BIN9OOMylLPk1JY2BQ==","version":1}
+{"signature":"RoSrOWO67VcyHFnJjdJsah8jnDH+5HLH7Jefy0QnsPGqrrUndHk4CAoAS5fG1f6BjkbNCdf1PH3EUMOyHGIwAA==","version":1}

@@ -1,1 +1,1 @@
-{"signature":"MGCK3fxpQBqU7UOtfl8SRjlKorEHXi9H/G6nJ86vMS8iET+KgUlDeDddNMVmtsXJA0bSSEv8eho7x/BmNcCnDg==","version":1}
+{"signature":"0c+yFpFxHFWdWlpr1QndJjJVloDTax3O7xlsNFMG5QCKWbQAxSMRtycPjNqe1S++1vSgO96nYlsSob+fZxY9Bw==","version":1}
