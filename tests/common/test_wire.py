@@ -146,7 +146,7 @@ def test_a_ciphertext_is_signed_for_its_run_its_sender_and_its_recipient() -> No
 def test_what_leaves_a_site_has_these_fields_and_no_others() -> None:
     fields = {kind.DESCRIPTOR.name: [field.name for field in kind.DESCRIPTOR.fields] for kind in LEAVES_A_SITE}
     assert fields == {
-        "Joined": ["manifest_digest", "x25519", "mlkem", "head"],
+        "Joined": ["manifest_digest", "x25519", "mlkem", "head", "held"],
         "Encapsulated": ["ciphertexts", "head"],
         "Masked": ["round", "attempt", "context", "vector", "head"],
         "Closed": ["head"],
