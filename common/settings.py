@@ -68,11 +68,7 @@ def parse_settings(document: dict[str, Any], model: type[Model], *, source: str)
         return model.model_validate(document)
     except ValidationError as error:
         faults = [_describe(fault, model) for fault in error.errors(include_url=False)]
-        raise ConfigurationError(f"{source}: " + "; ".join(faults), hint=_hint(faults)) from error
-
-
-def _hint(faults: list[str]) -> str:
-    return "correct the key" if len(faults) == 1 else f"correct the {len(faults)} keys"
+        raise ConfigurationError(f"{source}: " + "; ".join(faults), hint=f"correct {source}") from error
 
 
 def _describe(fault: Any, model: type[BaseModel]) -> str:
@@ -85,7 +81,8 @@ def _describe(fault: Any, model: type[BaseModel]) -> str:
     if fault["type"] == "missing":
         return f"key {location!r} is missing"
     reason = fault["msg"].removeprefix("Value error, ")
-    return f"{location or 'document'}: {reason} (got {_shown(fault['input'])})"
+    got = "" if isinstance(fault["input"], dict | list | BaseModel) else f" (got {_shown(fault['input'])})"
+    return f"{location or 'document'}: {reason}{got}"
 
 
 def _known_keys(model: type[BaseModel], path: tuple[Any, ...]) -> list[str]:

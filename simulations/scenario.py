@@ -160,4 +160,4 @@ def with_overrides(
         if mode == "local":
             plan["training"]["local_steps"] = scenario.comparison.local_steps
             plan["training"]["local_learning_rate"] = scenario.comparison.local_learning_rate
-    return parse_settings(document, Scenario, source="command line")
+    return parse_settings(document, Scenario, source="the command line")
