@@ -4,7 +4,7 @@ import math
 from functools import cached_property
 from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from common.canonical import digest_json
 from common.settings import Settings
@@ -12,6 +12,7 @@ from common.settings import Settings
 MINIMUM_SITES = 3
 MAXIMUM_SITES = 10_000
 MAXIMUM_ROUNDS = 100_000
+RESERVED_NAMES = frozenset({"any", "coordinator"})
 
 
 class TaskSection(Settings):
@@ -207,6 +208,13 @@ class RosterEntry(Settings):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")
     identity_key: str
     nominal_patients: int = Field(ge=1)
+
+    @field_validator("name")
+    @classmethod
+    def _is_no_role(cls, name: str) -> str:
+        if name in RESERVED_NAMES:
+            raise ValueError(f"{name!r} stands for a role in messages and names no site")
+        return name
 
 
 class Manifest(Settings):

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from common.crypto.ring import choose_grid
+from common.crypto.ring import SMALLEST_SHARE_STD, choose_grid
 from common.errors import ConfigurationError
 from common.model import dimension
 from common.plan import Manifest, RosterEntry, TrainingPlan
@@ -59,6 +59,13 @@ def build_manifest(
         )
     except ValueError as error:
         raise ConfigurationError(f"no integer grid fits this plan: {error}") from error
+    smallest_share = grid.share_std(noise_multiplier=noise_multiplier, noise_shares=len(entries) - secure.colluding)
+    if plan.training.mode == "pooled" and smallest_share < SMALLEST_SHARE_STD:
+        raise ConfigurationError(
+            f"with {len(entries)} sites one noise share has a std of {smallest_share:.3g} grid units, the least is "
+            f"{SMALLEST_SHARE_STD:g}",
+            hint="fewer sites, or a smaller epsilon",
+        )
     return parse_settings(
         {
             "run_id": run_id,

@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from common.plan import Manifest, TrainingPlan
+from common.plan import Manifest, RosterEntry, TrainingPlan
 from tests.flows.federation import Federation, make_plan
 
 
@@ -129,3 +129,9 @@ def test_the_roster_knows_its_sites_and_no_stranger(made_federation: Federation)
     assert made_federation.manifest.entry("north").name == "north"
     with pytest.raises(KeyError):
         made_federation.manifest.entry("stranger")
+
+
+@pytest.mark.parametrize("name", ["any", "coordinator"])
+def test_a_name_that_stands_for_a_role_is_no_sites(name: str) -> None:
+    with pytest.raises(ValueError, match="stands for a role"):
+        RosterEntry(name=name, identity_key="k", nominal_patients=1)

@@ -88,3 +88,8 @@ def test_a_plan_without_a_grid_is_refused() -> None:
 def test_a_run_without_a_proper_name_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="run_id"):
         build(make_plan(), run_id="My Run")
+
+
+def test_a_noise_share_that_would_be_lost_in_rounding_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="one noise share has a std of"):
+        build(make_plan(nominal_patients=90_000), sites=9_000, noise_multiplier=0.5)
