@@ -31,3 +31,8 @@ def digest_bytes(domain: str, payload: bytes) -> str:
 def digest_json(domain: str, value: Mapping[str, Any]) -> str:
     """`sha256:<hex>` of a JSON object's canonical form under its domain."""
     return digest_bytes(domain, canonical_json(value))
+
+
+def length_prefixed(*parts: bytes) -> bytes:
+    """Parts joined, each with its length in 8 bytes in front, so that no two different lists give the same bytes."""
+    return b"".join(len(part).to_bytes(8, "big") + part for part in parts)

@@ -9,6 +9,7 @@ from typing import Final, TypeVar
 from google.protobuf.message import DecodeError, Message
 
 from common import wire_pb2 as pb
+from common.canonical import length_prefixed
 from common.crypto.keys import SigningKey, VerifyKey
 from common.errors import TrustError
 from common.privacy.witness import SignedHead
@@ -110,11 +111,6 @@ def head_from_message(message: pb.Head) -> SignedHead:
 def ciphertext_statement(manifest_digest: str, item: pb.Ciphertext) -> bytes:
     """What the sender of a ciphertext signs under `CIPHERTEXT_DOMAIN`: the run, both names and the ciphertext."""
     return length_prefixed(manifest_digest.encode(), item.sender.encode(), item.recipient.encode(), item.ciphertext)
-
-
-def length_prefixed(*parts: bytes) -> bytes:
-    """Parts joined so that no two different lists give the same bytes."""
-    return b"".join(struct.pack(">Q", len(part)) + part for part in parts)
 
 
 def _signed_bytes(envelope: pb.Envelope) -> bytes:

@@ -218,6 +218,7 @@ class Coordinator:
                 key=run.key,
             )
         self._close(digest)
+        self._close(digest)  # again: closing burns reservations, and only now are all last heads known to all
         result = RunResult(
             rounds=self._state.rounds,
             attempts=self._attempts,
@@ -230,16 +231,15 @@ class Coordinator:
         return result
 
     def _close(self, model_digest: str) -> None:
-        """Close twice: the second message carries every site's last head to every other site."""
-        for _ in range(2):
-            request = pb.Close(model_digest=model_digest, heads=self._mailbox.heads())
-            self._mailbox.ask(
-                self._mailbox.reachable,
-                lambda _, request=request: request,  # type: ignore[misc]
-                pb.Closed,
-                timeout_s=self._run.settings.round_timeout_s,
-                accept=lambda _site, _answer: None,
-            )
+        """Tell every site that the run is over, with the last heads that are known."""
+        request = pb.Close(model_digest=model_digest, heads=self._mailbox.heads())
+        self._mailbox.ask(
+            self._mailbox.reachable,
+            lambda _: request,
+            pb.Closed,
+            timeout_s=self._run.settings.round_timeout_s,
+            accept=lambda _site, _answer: None,
+        )
 
     def _keep_model(self) -> None:
         if self._run.settings.keep_models:

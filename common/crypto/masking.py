@@ -26,7 +26,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from numpy.typing import NDArray
 
-from common.canonical import canonical_json, domain_hash
+from common.canonical import canonical_json, domain_hash, length_prefixed
 from common.errors import TrustError
 
 X25519_BYTES = 32
@@ -141,7 +141,7 @@ def pair_transcript(
     for name, keys in ordered:
         fields += [name.encode(), keys.x25519, keys.mlkem]
     fields.append(ciphertext)
-    return domain_hash("pair-transcript", b"".join(len(field).to_bytes(8, "big") + field for field in fields))
+    return domain_hash("pair-transcript", length_prefixed(*fields))
 
 
 def pair_secret(*, own: RunKeys, peer: RunPublicKeys, kem_secret: bytes, transcript: bytes) -> bytes:

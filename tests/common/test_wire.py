@@ -1,6 +1,7 @@
 import pytest
 
 from common import wire_pb2 as pb
+from common.canonical import length_prefixed
 from common.crypto.keys import SigningKey
 from common.errors import TrustError
 from common.privacy.entries import LedgerHead
@@ -13,7 +14,6 @@ from common.wire import (
     ciphertext_statement,
     head_from_message,
     head_message,
-    length_prefixed,
     read_body,
     read_envelope,
     verify_envelope,
