@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from client import cli_node, cli_setup
+
 site = typer.Typer(
     name="site",
     no_args_is_help=True,
@@ -95,3 +97,7 @@ def ledger(
         from common.report.ledger_text import ledger_text
 
         typer.echo(ledger_text(found, last=last))
+
+
+cli_setup.add_to(site)
+cli_node.add_to(site)

@@ -18,6 +18,7 @@ INTERRUPTED_EXIT_CODE: Final = 130
 _SUMMARIES: Final[Mapping[str, str]] = {
     "simulate": "Train one private model over many simulated sites, on this machine.",
     "site": "Run a hospital's or bank's node: its data, its rules, its privacy budget.",
+    "server": "Coordinate a consortium: enrol sites, write plans, run them, publish the model.",
     "audit": "Check what was spent, offline, from files alone.",
     "bench": "Measure Fedward beside its peers on this machine.",
 }
