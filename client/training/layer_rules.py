@@ -175,7 +175,7 @@ def _sum_of_outer_products(
     patients, groups, positions, height = gradients.shape
     if not instantiates(patients=patients, positions=positions, groups=groups, width=width, height=height):
         return OuterProducts(layout, inputs, gradients)
-    return FormedProducts(layout.ordered_rows(inputs), inputs, gradients, taps=layout.taps)
+    return FormedProducts(layout.columns(inputs), inputs, gradients, taps=layout.taps)
 
 
 def _group_statistics(inputs: torch.Tensor, groups: int, eps: float) -> tuple[torch.Tensor, torch.Tensor]:

@@ -24,7 +24,7 @@ norm is at most K·u·Σ_i factor_i·S_i, hence at most K·u·1e4 C for each pat
 is met in practice, 4,096, that is 4.5e-9 C a patient against the worst model, and 4.5e-13·S/norm C against others.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import torch
@@ -33,6 +33,7 @@ SAFETY = 1e-8  # κ², relative to S²
 UNIT_ROUNDOFF = 2.0**-53
 LARGE_PRODUCT = 1 << 19  # multiplications of one patient from which a call of its own costs less than float64
 VALUES_AT_ONCE = 1 << 20  # per-record values turned into float64 at a time: they stay in the processor's cache
+BLOCK_VALUES = 1 << 16  # of all patients together, where one buffer is written again and again
 
 
 class PerPatientGradients(Protocol):
@@ -77,8 +78,7 @@ class Instantiated:
 
     def squared_norms(self) -> torch.Tensor:
         """See `PerPatientGradients.squared_norms`."""
-        squares = [torch.linalg.vector_norm(part, dim=1, dtype=torch.float64).square_() for part in self._parts]
-        return torch.stack(squares).sum(0)
+        return torch.stack([_squares_of_columns(part) for part in self._parts]).sum(0)
 
     def silence(self, patients: torch.Tensor) -> None:
         """See `PerPatientGradients.silence`."""
@@ -87,10 +87,9 @@ class Instantiated:
     def add_weighted_sum(self, factors: torch.Tensor, totals: Sequence[torch.Tensor]) -> None:
         """See `PerPatientGradients.add_weighted_sum`."""
         for part, total in zip(self._parts, totals, strict=True):
-            step = max(1, VALUES_AT_ONCE // max(1, part.shape[1]))
-            for start in range(0, len(part), step):
-                rows = part[start : start + step].double()
-                total.view(-1).addmv_(rows.mT, factors[start : start + step])
+            flat = total.view(-1)
+            for columns, block in _in_double(part):
+                flat[columns].addmv_(block.mT, factors)
 
 
 class FormedProducts(Instantiated):
@@ -108,17 +107,21 @@ class FormedProducts(Instantiated):
       number that goes in is in at most `taps` of the a_t.
     """
 
-    def __init__(self, rows: torch.Tensor, inputs: torch.Tensor, gradients: torch.Tensor, *, taps: int) -> None:
-        """Take a of shape (P, groups, T, in), the layer's inputs they are made of, and g of shape (P, groups, T, out).
+    def __init__(self, columns: torch.Tensor, inputs: torch.Tensor, gradients: torch.Tensor, *, taps: int) -> None:
+        """Take the vectors a_t, the layer's inputs they are made of, and g of shape (P, groups, T, out).
 
         Args:
+            columns: Shape (P, …): for each patient, in order, the numbers of an array (groups, in, T). May be a view in
+                which numbers stand more than once.
             taps: How many of a patient's vectors a_t one number of the inputs is in, at most.
         """
-        positions = gradients.shape[-2]
+        patients, groups, positions, _ = gradients.shape
+        width = columns[0].numel() // (groups * positions)
         self._hidden: torch.Tensor | None = None
-        if gradients.device.type == "cpu" and gradients[0].numel() * rows.shape[-1] >= LARGE_PRODUCT:
-            super().__init__([_one_by_one(gradients.mT, rows.mT)])
+        if gradients.device.type == "cpu" and gradients[0].numel() * width >= LARGE_PRODUCT:
+            super().__init__([_one_by_one(gradients.mT, columns, width=width)])
             return
+        rows = columns.reshape(patients, groups, width, positions).mT
         super().__init__([torch.matmul(gradients.double().mT, rows.double())])
         went_in, came_back = (
             torch.linalg.vector_norm(part.reshape(len(gradients), -1), dim=1, dtype=torch.float64)
@@ -268,16 +271,38 @@ class EmbeddingRows:
         totals[0].index_add_(0, self._indices.reshape(-1), weighted.reshape(-1, weighted.shape[-1]))
 
 
-def _one_by_one(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """left·rightᵀ for each patient: (P, groups, out, T) and (P, groups, in, T) to (P, groups, out, in)."""
-    products = left.new_empty((*left.shape[:3], right.shape[2]))
-    buffers = [torch.empty(part[0].shape, dtype=left.dtype) for part in (left, right, products)]
-    for some_left, some_right, product in zip(left, right, products, strict=True):
-        buffers[0].copy_(some_left)
-        buffers[1].copy_(some_right)
-        torch.bmm(buffers[0], buffers[1].mT, out=buffers[2])
-        product.copy_(buffers[2])
+def _one_by_one(left: torch.Tensor, columns: torch.Tensor, *, width: int) -> torch.Tensor:
+    """left·aᵀ for each patient: (P, groups, out, T) and columns of (groups, in, T) to (P, groups, out, in)."""
+    patients, groups, height, positions = left.shape
+    products = left.new_empty((patients, groups, height, width))
+    shapes = ((groups, height, positions), (groups, width, positions), (groups, height, width))
+    gradients, vectors, result = (torch.empty(shape, dtype=left.dtype) for shape in shapes)
+    filled = vectors.view(columns.shape[1:])
+    for some_left, some_columns, product in zip(left, columns, products, strict=True):
+        gradients.copy_(some_left)
+        filled.copy_(some_columns)
+        torch.bmm(gradients, vectors.mT, out=result)
+        product.copy_(result)
     return products
+
+
+def _in_double(rows: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
+    """The columns of a matrix in float64, some at a time: all from one buffer, so use each before the next."""
+    count, width = rows.shape
+    step = max(1, min(width, BLOCK_VALUES // max(1, count)))
+    buffer = rows.new_empty((count, step), dtype=torch.float64)
+    for start in range(0, width, step):
+        columns = slice(start, min(start + step, width))
+        block = buffer[:, : columns.stop - start]
+        yield columns, block.copy_(rows[:, columns])
+
+
+def _squares_of_columns(rows: torch.Tensor) -> torch.Tensor:
+    """Squared length of each row, in float64."""
+    if not rows.shape[1]:
+        return rows.new_zeros(len(rows), dtype=torch.float64)
+    squares: torch.Tensor = sum(_squares(block) for _, block in _in_double(rows))  # type: ignore[assignment]
+    return squares
 
 
 def _squares(rows: torch.Tensor) -> torch.Tensor:

@@ -22,7 +22,9 @@ class SequenceLayout:
         """See `PositionLayout.rows`."""
         return inputs.reshape(self._patients, 1, -1, inputs.shape[-1])
 
-    ordered_rows = rows
+    def columns(self, inputs: torch.Tensor) -> torch.Tensor:
+        """A view of shape (P, …): for each patient the numbers of an array (1, in, T) in order."""
+        return self.rows(inputs)[:, 0].mT
 
     def matrices(self, inputs: torch.Tensor, gradients: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """See `PositionLayout.matrices`."""
@@ -50,12 +52,14 @@ class KernelLayout:
         by_group = by_place.reshape(self._patients, -1, self.taps, self._groups, width).permute(0, 3, 1, 2, 4)
         return by_group.reshape(self._patients, self._groups, -1, self.taps * width)
 
-    def ordered_rows(self, inputs: torch.Tensor) -> torch.Tensor:
-        """As `rows`, with the last dimension in the order of the weight: channels, then kernel."""
+    def columns(self, inputs: torch.Tensor) -> torch.Tensor:
+        """A view of shape (P, …): for each patient the numbers of an array (groups, in, T) in order.
+
+        `in` is in the order of the weight, channels before kernel, and T in that of records, then places.
+        """
         windows = self._windows(self._padded(inputs).contiguous())
-        by_channel = windows.permute(1, 2, 3, 0, 4, 5)  # channel, kernel, record, place
-        width = windows[0, :, :, :, 0, 0].numel() // self._groups
-        return by_channel.reshape(self._groups, width, self._patients, -1).permute(2, 0, 3, 1)
+        by_patient = windows.view(self._patients, -1, *windows.shape[1:])  # patient, record, channel, kernel, place
+        return by_patient.permute(0, 2, 3, 4, 1, 5, 6)
 
     def matrices(self, inputs: torch.Tensor, gradients: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """See `PositionLayout.matrices`; positions by place, then patient, then record."""

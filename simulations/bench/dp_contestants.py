@@ -33,7 +33,7 @@ LEARNING_RATE = 0.01
 CLIPPING_NORM = 1.0
 NOISE_MULTIPLIER = 1.0
 
-_NOISE_BLOCK = 1 << 20
+_BLOCK = 1 << 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,10 +79,14 @@ def fedward(
 
     def step(batch: "PatientBatch") -> None:
         total = engine.clipped_sum(parameters, batch, clipping_norm=CLIPPING_NORM)
-        if noise_multiplier:
-            total = _noised(total, case, noise=noise, noise_multiplier=noise_multiplier)
-        total *= LEARNING_RATE / case.batch
-        np.subtract(parameters, total, out=parameters, casting="same_kind")
+        if noise_multiplier and noise == "exact":
+            total = _exactly_noised(total, case, noise_multiplier=noise_multiplier)
+        for start in range(0, len(total), _BLOCK):  # a block stays in the processor's cache through all of it
+            part, own = total[start : start + _BLOCK], parameters[start : start + _BLOCK]
+            if noise_multiplier and noise == "float":
+                part += torch.normal(0.0, noise_multiplier * CLIPPING_NORM, part.shape).numpy()
+            part *= LEARNING_RATE / case.batch
+            np.subtract(own, part, out=own, casting="same_kind")
 
     def work() -> None:
         if not case.epoch:
@@ -193,12 +197,7 @@ def _torch_contestant(
     return Contestant(work=work, parameters=lambda: flat_parameters(module), rest=rest)
 
 
-def _noised(total: NDArray[np.float64], case: Case, *, noise: Noise, noise_multiplier: float) -> NDArray[np.float64]:
-    if noise == "float":
-        for start in range(0, len(total), _NOISE_BLOCK):
-            part = total[start : start + _NOISE_BLOCK]
-            part += torch.normal(0.0, noise_multiplier * CLIPPING_NORM, part.shape).numpy()
-        return total
+def _exactly_noised(total: NDArray[np.float64], case: Case, *, noise_multiplier: float) -> NDArray[np.float64]:
     grid = choose_grid(
         dimension=len(total),
         clipping_norm=CLIPPING_NORM,
