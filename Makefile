@@ -41,8 +41,8 @@ $(VENV)/installed-test: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[test]"
 	@touch $@
 
-wire: ## generate common/wire_pb2.py; needs grpcio-tools 1.81
-	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. common/wire.proto
+wire: ## generate common/wire_pb2.py and client/agent_service_pb2.py; needs grpcio-tools 1.81
+	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. common/wire.proto client/agent_service.proto
 
 clean:
 	rm -rf build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -6,6 +6,7 @@ Everything it must remember is on disk before it answers, so an agent may be clo
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
@@ -13,20 +14,22 @@ from typing import Literal, Self
 from google.protobuf.message import Message
 
 from client.attempt import Attempt, answer_attempt, answer_evaluation, burn_reserved, read_attempt
-from client.data.registry import DataParts, check_populations, load_parts
-from client.guard import check_offer
+from client.data.registry import DataParts, check_data, check_enough, check_populations, load_parts
+from client.guard import check_attempt, check_offer
 from client.handshake import exchange_keys, learn_secrets, peer_keys, read_joined, signed_ciphertexts
 from client.home import SiteHome, open_home
+from client.plans import keep_offer
 from client.runstate import RUN_ID, RunState, forget_secrets, joined, load_state, save_state
 from client.training.batch import normalised
 from client.training.engine import ClippedSumEngine, choose_engine
 from client.update import expected_records
 from common import wire_pb2 as pb
 from common.crypto.masking import RunKeys
-from common.errors import DataRefused, FederationError, TrustError
+from common.errors import FederationError, TrustError
 from common.exits import NAMES_THAT_TRAVEL, UNAVAILABLE, PublicSizes, check_reply
 from common.journal import Journal
 from common.plan import Manifest, ModelSection, TrainingPlan
+from common.policy import check_hours, local_time
 from common.privacy.budget import PrivacyUnit
 from common.privacy.ledger import BudgetLedger
 from common.privacy.witness import WitnessBook
@@ -58,6 +61,7 @@ class SiteAgent:
         journal: Journal | None,
         device: Device,
         engines: EngineChoice | None = None,
+        clock: Callable[[], datetime] = local_time,
     ) -> None:
         self._home = home
         self._ledger = ledger
@@ -65,6 +69,7 @@ class SiteAgent:
         self._journal = journal
         self._device: Device = device
         self._engine_choice = engines
+        self._clock = clock
         self._states: dict[str, RunState] = {}
         self._parts: dict[str, DataParts] = {}
         self._engines: dict[str, ClippedSumEngine] = {}
@@ -79,6 +84,7 @@ class SiteAgent:
         journal: Journal | None = None,
         device: Device = "auto",
         engines: EngineChoice | None = None,
+        clock: Callable[[], datetime] = local_time,
     ) -> Self:
         """Rebuild the agent from its directory, holding the ledger's lock until it is closed.
 
@@ -86,6 +92,7 @@ class SiteAgent:
             device: Where gradients of `mlp` and `cnn` heads are computed; `auto` is the GPU where there is one.
             engines: Chooses the engine of each run, with its reason, in place of `choose_engine`. For audits that plant
                 canaries: only who opens the agent in its own process can give it; no plan, policy or message can.
+            clock: The machine's local time with its zone, for the policy's hours.
 
         Raises:
             ConfigurationError: If no site lives there or another process holds it.
@@ -96,7 +103,7 @@ class SiteAgent:
             ledger = opening.enter_context(BudgetLedger.open(home.ledger_path, site=home.name, key=home.identity))
             check_populations(home, ledger)
             witnesses = WitnessBook(home.witness_path, holder=home.name)
-            agent = cls(home, ledger, witnesses, journal=journal, device=device, engines=engines)
+            agent = cls(home, ledger, witnesses, journal=journal, device=device, engines=engines, clock=clock)
             agent._closing = opening.pop_all()
         return agent
 
@@ -189,18 +196,18 @@ class SiteAgent:
         )
 
     def _new_state(self, plan: TrainingPlan, manifest: Manifest) -> RunState:
+        keep_offer(self._home, plan, manifest, received=self._clock())
         population = check_offer(self._home, self._ledger, plan, manifest)
-        held_out = plan.evaluation.held_out
-        parts = load_parts(self._home, population, classes=len(plan.task.classes), held_out=held_out)
-        patients, minimum = (
-            parts.training.patient_count + parts.held_out.patient_count,
-            self._home.policy().minimum_patients,
+        policy = self._home.policy()
+        check_hours(policy, self._clock())
+        check_data(self._home, plan, population, minimum_patients=policy.minimum_patients)
+        return RunState(
+            plan=plan,
+            manifest=manifest,
+            population=population,
+            keys=RunKeys.generate(),
+            minimum_patients=policy.minimum_patients,
         )
-        if patients < minimum:
-            raise DataRefused(f"{self._home.name}: {patients} patients are fewer than {minimum}")
-        if parts.training.features.shape[1:] != plan.model.inputs:
-            raise DataRefused(f"{self._home.name}: the data has another shape than {list(plan.model.inputs)}")
-        return RunState(plan=plan, manifest=manifest, population=population, keys=RunKeys.generate())
 
     def _encapsulate(self, envelope: pb.Envelope) -> pb.Encapsulated:
         request = read_body(envelope, pb.Keys)
@@ -233,7 +240,19 @@ class SiteAgent:
         state = self._state(envelope.run_id)
         self._witness(request.heads)
         state = self._remember(learn_secrets(self._home, state, request.ciphertexts))
-        return state, read_attempt(self._home, state, request)
+        attempt = read_attempt(self._home, state, request)
+        check_attempt(self._home, self._ledger, state.plan, state.manifest, state.population, now=self._clock())
+        self._check_raised_minimum(state)
+        return state, attempt
+
+    def _check_raised_minimum(self, state: RunState) -> None:
+        """Hold a run to more patients only if the site has asked for more since it joined.
+
+        Records that went missing since are no reason: the answer is then noise of the promised size, and tells nobody.
+        """
+        minimum = self._home.policy().minimum_patients
+        if state.minimum_patients is not None and minimum > state.minimum_patients:
+            check_enough(self._home, self._data(state), minimum_patients=minimum)
 
     def _close_run(self, envelope: pb.Envelope) -> pb.Closed:
         request = read_body(envelope, pb.Close)
@@ -283,6 +302,7 @@ class SiteAgent:
             self._parts[run_id] = DataParts(
                 training=normalised(parts.training, plan.normalisation),
                 held_out=normalised(parts.held_out, plan.normalisation),
+                patients=parts.patients,
             )
         return self._parts[run_id]
 

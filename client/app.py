@@ -11,7 +11,8 @@ from collections.abc import Callable
 from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 
-from client.site_files import site_directory
+from client.agent_channel import AgentChannel
+from client.site_files import agent_socket, site_directory
 from common.errors import FederationError
 from common.exits import NAMES_THAT_TRAVEL
 from common.flower import pack, unpack
@@ -27,9 +28,17 @@ app = ClientApp()
 
 @app.query()
 def query(message: Message, context: Context) -> Message:
-    """Let the site's agent answer one message; the agent is rebuilt from disk, since the process may be a new one."""
+    """Let the site's agent answer one message: the one that listens on the node's socket.
+
+    In a simulation there is none, and the agent is rebuilt from disk, since the process may be a new one.
+    """
+    socket = agent_socket(context.node_config)
 
     def handle(body: bytes) -> bytes:
+        if socket is not None:
+            with AgentChannel(socket) as channel:
+                return channel.handle(body, message.metadata.ttl)
+
         from client.agent import SiteAgent
 
         directory = site_directory(context.node_config, os.environ)

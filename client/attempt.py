@@ -260,6 +260,7 @@ def _charged_update(
         round_number=attempt.round_number,
         attempt=attempt.attempt,
         kind=attempt.kind,
+        limit=home.policy().budget.get(state.population),
     )
     update = compute(permit)
     if _is_kept(state, attempt):

@@ -1,12 +1,12 @@
 """`fedward site`: a hospital's or bank's own node."""
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from client import cli_node, cli_setup
+from client.cli_options import Home, Output, OutputFormat
 
 site = typer.Typer(
     name="site",
@@ -14,20 +14,6 @@ site = typer.Typer(
     add_completion=False,
     help="Run a hospital's or bank's node: its data, its rules, its privacy budget.",
 )
-
-
-class OutputFormat(StrEnum):
-    """How the result is printed."""
-
-    TEXT = "text"
-    JSON = "json"
-
-
-Home = Annotated[
-    Path,
-    typer.Option("--home", metavar="DIR", envvar="FEDWARD_HOME", help="The site's directory.", show_default="here"),
-]
-Output = Annotated[OutputFormat, typer.Option("--format", help="How to print the result.")]
 
 
 @site.callback()

@@ -15,6 +15,8 @@ from safetensors.numpy import save as save_arrays
 from safetensors.torch import load as load_tensors
 
 from client.device import DeviceName, choose_device, keep_full_precision
+from client.memory import give_back_freed_memory
+from client.squeezenet import squeezenet_features
 from common.canonical import DIGEST_PREFIX, digest_json
 from common.errors import ConfigurationError, TrustError
 
@@ -109,6 +111,8 @@ def extract(
             raw = torch.from_numpy(padded).to(place).permute(0, 3, 1, 2).float() / 255.0
             maps = module((raw - mean) / std)
             found.append(pool(maps)[: len(stack)].cpu().numpy())
+            del raw, maps
+    give_back_freed_memory()
     return np.concatenate(found)
 
 
@@ -164,8 +168,5 @@ def _batches(pictures: Iterable[NDArray[np.uint8]]) -> Iterator[NDArray[np.uint8
 
 
 def _squeezenet_features() -> torch.nn.Module:
-    from torchvision.models import squeezenet1_1  # its import takes a second
-
     with torch.device("meta"):  # no default initialisation, which would draw random numbers for nothing
-        features: torch.nn.Module = squeezenet1_1(weights=None).features
-    return features
+        return squeezenet_features()

@@ -1,28 +1,29 @@
 """May this be computed here? The plan against policy, approval and budget; only this module makes a Permit."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from datetime import datetime
 from typing import Final
 
+from client.charges import attempt_event, evaluation_event, planned_cost
 from client.home import SiteHome
+from client.offer_checks import budget_limit, check_manifest, check_roster, check_spending, fitting_limit, in_force
 from common.crypto.ring import Grid
 from common.errors import (
     PlanNotApproved,
     PolicyRefused,
-    PrivacyBudgetExhausted,
-    TrustError,
 )
 from common.plan import Manifest, TrainingPlan
-from common.policy import BudgetLimit, SitePolicy, check_policy
+from common.policy import BudgetLimit, SitePolicy, check_hours, check_policy
 from common.privacy.account import PopulationAccount
-from common.privacy.accountant import epsilon
 from common.privacy.admission import FilterCost
 from common.privacy.budget import View
-from common.privacy.events import EventKind, MechanismEvent, TrustMode
+from common.privacy.events import EventKind, MechanismEvent
 from common.privacy.ledger import BudgetLedger
-from common.runplan import build_manifest, evaluation_grid, training_grid
+from common.runplan import evaluation_grid, training_grid
 
 _GUARD_SEAL: Final = object()
+_REVIEW: Final = "review it with fedward site plans show, then plans approve or plans reject"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,30 +63,51 @@ def check_offer(home: SiteHome, ledger: BudgetLedger, plan: TrainingPlan, manife
         PrivacyBudgetExhausted: If the whole plan, evaluations and spare attempts included, does not fit into what is
             left.
     """
-    _check_roster(home, manifest)
+    check_roster(home.trust(), manifest, site=home.name)
     policy = home.policy()
     check_policy(policy, plan, manifest)
-    population = _approved_population(home, policy, ledger, plan)
-    _check_manifest(plan, manifest)  # after approval: accounting for a plan that nobody read can take minutes
-    limit = policy.budget.get(population)
-    if limit is None:
-        raise PolicyRefused(f"{home.name}: the policy has no budget for population {population!r}")
+    approved = home.decisions().approved.get(plan.digest)
+    population = approved or _auto_approved_population(home, policy, ledger, plan)
+    check_manifest(plan, manifest)  # after approval: accounting for a plan that nobody read can take minutes
+    budget_limit(policy, population, site=home.name)
     if population not in ledger.populations:
-        raise PolicyRefused(f"{home.name}: no data is registered for population {population!r}")
-    if plan.privacy.delta != limit.delta:
         raise PolicyRefused(
-            f"{home.name}: the plan is calibrated at delta = {plan.privacy.delta:g}, "
-            f"the budget is held at {limit.delta:g}"
+            f"{home.name}: no data is registered for population {population!r}",
+            hint="fedward site dataset add registers it",
         )
-    unit = ledger.account(population).budget.unit
-    if plan.privacy.unit != unit.value:
-        raise PolicyRefused(
-            f"{home.name}: the plan protects each {plan.privacy.unit}, the budget of {population!r} is held per "
-            f"{unit.value}",
-            hint="a population keeps the unit that it was opened with; ask for a plan of that unit",
-        )
-    _check_affordable(ledger.account(population), limit, manifest)
+    account = ledger.account(population)
+    check_spending(policy, plan, manifest, site=home.name, population=population, account=account)
+    if approved is None:
+        _check_auto_approved(policy, account, manifest, site=home.name)
     return population
+
+
+def check_attempt(
+    home: SiteHome, ledger: BudgetLedger, plan: TrainingPlan, manifest: Manifest, population: str, *, now: datetime
+) -> BudgetLimit:
+    """Whether a run that was joined may still compute, by the rules that are in force now; charges nothing.
+
+    Returns:
+        What the policy lets the population spend today.
+
+    Raises:
+        TrustError: If the policy was edited and not signed.
+        PolicyRefused: If the policy no longer allows the plan, or not at this hour. PlanNotApproved: If the plan's
+            approval was taken back since.
+        PrivacyBudgetExhausted: If the policy's budget was lowered below what is spent.
+    """
+    policy = home.policy()
+    check_policy(policy, plan, manifest)
+    decided = home.decisions()
+    if plan.digest in decided.rejected:
+        raise _rejected(home, plan)
+    if decided.approved.get(plan.digest) != population and not policy.auto_approve:
+        raise PlanNotApproved(f"{home.name}: plan {plan.digest[:19]}… is no longer approved here", hint=_REVIEW)
+    account = ledger.account(population)
+    limit = fitting_limit(policy, plan, site=home.name, population=population, account=account)
+    check_hours(policy, now)
+    account.terms.admission.check(account.cost, FilterCost(), in_force(account.budget, limit))
+    return limit
 
 
 def permit_attempt(
@@ -99,11 +121,13 @@ def permit_attempt(
     round_number: int,
     attempt: int,
     kind: EventKind = EventKind.GAUSSIAN_SUM,
+    limit: BudgetLimit | None = None,
 ) -> Permit:
     """Reserve the budget for one attempt, on disk, and grant leave to compute it.
 
     Args:
         kind: What the attempt is: training, or an evaluation's histogram.
+        limit: What the policy in force lets the population spend, where that is less than the ledger's budget.
 
     Raises:
         PolicyRefused: If the plan's attempts are used up. PrivacyBudgetExhausted: If a limit would be passed;
@@ -119,6 +143,10 @@ def permit_attempt(
         )
     event = (evaluation_event if evaluation else attempt_event)(manifest, cohort_size=len(cohort))
     grid = (evaluation_grid if evaluation else grid_of)(plan, manifest)
+    if limit is not None:
+        account = ledger.account(population)
+        admission = account.terms.admission
+        admission.check(account.cost, admission.cost(event), in_force(account.budget, limit))
     ledger.reserve(population, run_id=run_id, round_number=round_number, attempt=attempt, event=event)
     return Permit(
         site=site,
@@ -135,113 +163,37 @@ def permit_attempt(
     )
 
 
-def attempt_event(manifest: Manifest, *, cohort_size: int) -> MechanismEvent:
-    """What one attempt with a cohort of this size does to a population."""
-    return MechanismEvent(
-        mode=TrustMode(manifest.mode),
-        noise_multiplier=manifest.noise_multiplier,
-        sensitivity=manifest.sensitivity,
-        cohort_size=cohort_size,
-        colluding=manifest.colluding,
-        sampling_rate=manifest.sampling_rate,
-        steps=manifest.steps,
-        manifest_digest=manifest.digest,
-    )
-
-
-def evaluation_event(manifest: Manifest, *, cohort_size: int) -> MechanismEvent:
-    """What one evaluation with a cohort of this size does to a population; raises ValueError if there is none."""
-    if manifest.evaluation_noise_multiplier is None or manifest.evaluation_sensitivity is None:
-        raise ValueError("the manifest has no evaluation")
-    return MechanismEvent(
-        kind=EventKind.SCORE_HISTOGRAM,
-        mode=TrustMode(manifest.mode),
-        noise_multiplier=manifest.evaluation_noise_multiplier,
-        sensitivity=manifest.evaluation_sensitivity,
-        cohort_size=cohort_size,
-        colluding=manifest.colluding,
-        sampling_rate=1.0,
-        steps=1,
-        manifest_digest=manifest.digest,
-    )
-
-
-def planned_events(manifest: Manifest) -> list[tuple[MechanismEvent, int]]:
-    """Everything that a run may charge to a site at most: each event, over the whole roster, and how often."""
-    sites = len(manifest.roster)
-    planned = [(attempt_event(manifest, cohort_size=sites), manifest.rounds + manifest.spare_attempts)]
-    if manifest.evaluation_attempts:
-        planned.append((evaluation_event(manifest, cohort_size=sites), manifest.evaluation_attempts))
-    return planned
-
-
 def grid_of(plan: TrainingPlan, manifest: Manifest) -> Grid:
     """The integer grid of the training that plan and manifest name together."""
     return training_grid(plan, manifest)
 
 
-def _check_roster(home: SiteHome, manifest: Manifest) -> None:
-    trust = home.trust()
-    if manifest.coordinator_key != trust.coordinator:
-        raise TrustError(f"{home.name}: the manifest names a coordinator that is not the pinned one")
-    for entry in manifest.roster:
-        if trust.site_key(entry.name).text != entry.identity_key:
-            raise TrustError(f"{home.name}: the manifest names another key for {entry.name!r} than the pinned one")
-    if home.name not in manifest.names:
-        raise TrustError(f"{home.name}: this site is not in the manifest's roster")
+def _auto_approved_population(home: SiteHome, policy: SitePolicy, ledger: BudgetLedger, plan: TrainingPlan) -> str:
+    """The one population, if the policy may approve this plan by itself; what it costs is looked at later."""
+    if plan.digest in home.decisions().rejected:
+        raise _rejected(home, plan)
+    populations = list(ledger.populations)
+    limit = policy.auto_approve_up_to_epsilon
+    promised = max(plan.privacy.epsilon, plan.evaluation.epsilon if plan.evaluation.every else 0.0)
+    if policy.auto_approve and len(populations) == 1 and (limit is None or promised <= limit):
+        return populations[0]
+    raise PlanNotApproved(f"{home.name}: plan {plan.digest[:19]}… is not approved here", hint=_REVIEW)
 
 
-def _check_manifest(plan: TrainingPlan, manifest: Manifest) -> None:
-    """A site works the manifest out from the plan itself and compares, rather than believe its numbers."""
-    expected = build_manifest(
-        plan,
-        run_id=manifest.run_id,
-        roster=manifest.roster,
-        coordinator_key=manifest.coordinator_key,
-        noise_multiplier=manifest.noise_multiplier,
-        evaluation_noise_multiplier=manifest.evaluation_noise_multiplier,
-    )
-    if expected != manifest:
-        own, given = expected.to_json(), manifest.to_json()
-        wrong = sorted(key for key in own.keys() | given.keys() if own.get(key) != given.get(key))
-        raise PolicyRefused(f"the manifest does not follow from the plan: {', '.join(wrong)} differ")
-    promises = (("", "attempts", plan.privacy.epsilon), ("evaluation ", "evaluations", plan.evaluation.epsilon))
-    for (event, times), (which, what, limit) in zip(planned_events(manifest), promises, strict=False):
-        promised = epsilon([event] * times, delta=plan.privacy.delta, view=View.TRUSTED)
-        if promised > limit:
-            raise PrivacyBudgetExhausted(
-                f"the manifest's {which}noise multiplier {event.noise_multiplier:.4g} gives epsilon {promised:.3f} "
-                f"over all {what}, the plan promises {limit:g}"
+def _check_auto_approved(policy: SitePolicy, account: PopulationAccount, manifest: Manifest, *, site: str) -> None:
+    """Return only if the plan by itself costs no more than the policy approves by itself."""
+    cost, admission = planned_cost(account, manifest), account.terms.admission
+    limits = {View.TRUSTED: policy.auto_approve_up_to_epsilon, View.ALONE: policy.auto_approve_up_to_epsilon_alone}
+    for view, limit in limits.items():
+        reached = admission.reached_epsilon(cost, account.budget.delta, view)
+        if limit is not None and reached > limit:
+            raise PlanNotApproved(
+                f"{site}: the plan costs {view.value} {reached:.3f}, the policy approves up to {limit:g} by itself",
+                hint=_REVIEW,
             )
 
 
-def _check_affordable(account: PopulationAccount, limit: BudgetLimit, manifest: Manifest) -> None:
-    """Return only if training and evaluation together fit into what is left.
-
-    The ledger keeps the budget that a population was opened with; a policy that was lowered since binds too.
-    """
-    admission, budget = account.terms.admission, account.budget
-    lowered = replace(
-        budget,
-        epsilon=min(limit.epsilon, budget.epsilon),
-        epsilon_alone=min(limit.epsilon_alone, budget.epsilon_alone),
-        delta=min(limit.delta, budget.delta),
-    )
-    extra = FilterCost()
-    for event, times in planned_events(manifest):
-        one = admission.cost(event)
-        extra += FilterCost(trusted=times * one.trusted, alone=times * one.alone)
-    for smaller in (budget, lowered):
-        admission.check(account.cost, extra, smaller)
-
-
-def _approved_population(home: SiteHome, policy: SitePolicy, ledger: BudgetLedger, plan: TrainingPlan) -> str:
-    approved = home.approvals().get(plan.digest)
-    if approved is not None:
-        return approved
-    populations = list(ledger.populations)
-    if policy.auto_approve and len(populations) == 1:
-        return populations[0]
-    raise PlanNotApproved(
-        f"{home.name}: plan {plan.digest[:19]}… is not approved here", hint="review the plan and approve its digest"
+def _rejected(home: SiteHome, plan: TrainingPlan) -> PlanNotApproved:
+    return PlanNotApproved(
+        f"{home.name}: plan {plan.digest[:19]}… was rejected here", hint="fedward site plans approve takes that back"
     )

@@ -57,21 +57,25 @@ def peer_keys(home: SiteHome, state: RunState, joined: Sequence[tuple[str, pb.Jo
 
 
 def exchange_keys(home: SiteHome, state: RunState, peers: dict[str, RunPublicKeys]) -> RunState:
-    """The state with the peers' keys, and a fresh ciphertext for each peer whose name sorts later.
+    """The state with the peers' keys, and a fresh ciphertext for each new peer whose name sorts later.
+
+    Sites may join later than others: `peers` may hold more than the state, never less and never another key. What was
+    agreed on with a known peer stays as it is.
 
     Raises:
-        TrustError: If the run was set up with other keys before.
+        TrustError: If a known peer is missing or has another key than before.
         PolicyRefused: If the run is closed; no secret of it is made again.
     """
     if state.closed:
         raise PolicyRefused(f"run {state.manifest.run_id!r} is closed")
-    if state.peers:
-        if state.peers != peers:
-            raise TrustError(f"run {state.manifest.run_id!r} was set up with other keys")
+    changed = [peer for peer, keys in state.peers.items() if peers.get(peer) != keys]
+    if changed:
+        raise TrustError(f"run {state.manifest.run_id!r} was set up with other keys of {len(changed)} peers")
+    ciphertexts, secrets = dict(state.ciphertexts), dict(state.pair_secrets)
+    late = {peer: keys for peer, keys in peers.items() if peer not in state.peers}
+    if not late:
         return state
-    ciphertexts: dict[str, bytes] = {}
-    secrets: dict[str, bytes] = {}
-    for peer, keys in peers.items():
+    for peer, keys in late.items():
         if comes_first(home.name, peer):
             kem_secret, ciphertexts[peer] = encapsulate(keys)
             secrets[peer] = _pair_secret(home, state, peer, keys, kem_secret, ciphertexts[peer])

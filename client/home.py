@@ -2,10 +2,11 @@
 
 site.json           name and public key                     policy.toml, policy.sig   the site's rules, signed
 identity.pem        signing key, encrypted PKCS8             trust.json, trust.sig     pinned keys, signed
-storage.key         storage key, encrypted                   approvals.json            approved plans, signed
-secrets.sealed      keys for pseudonyms and patient tags     ledger.jsonl, ledger.head what was spent
-populations.sealed  patient tags and data sets               witnesses.jsonl           heads of the others' ledgers
-data/*.sealed       registered data sets                     runs/<run>/               state of a run, sealed
+storage.key         storage key, encrypted                   approvals.json            decided plans, signed
+secrets.sealed      keys for pseudonyms and patient tags     plans/<digest>.json       offered plans, signed
+populations.sealed  patient tags                             ledger.jsonl, ledger.head what was spent
+datasets.sealed     what was registered                      witnesses.jsonl           heads of the others' ledgers
+data/*.sealed       registered records                       runs/<run>/               state of a run, sealed
 """
 
 import json
@@ -15,6 +16,7 @@ from base64 import b64decode, b64encode
 from dataclasses import dataclass
 from pathlib import Path
 
+from client.decisions import Decisions, read_decisions, write_approval, write_rejection
 from common.canonical import canonical_json
 from common.crypto.keys import SigningKey, VerifyKey
 from common.crypto.seal import StorageKey, open_sealed, seal_bytes
@@ -22,12 +24,15 @@ from common.errors import ConfigurationError, OutputExists, TrustError
 from common.files import write_atomic
 from common.policy import SitePolicy
 from common.settings import parse_json_settings, parse_settings, read_settings
-from common.signed import read_signed, write_signed
 from common.trust import TrustFile, trust_bytes
 
 SECRET_BYTES = 32
 POLICY_DOMAIN = "policy"
 TRUST_DOMAIN = "trust"
+HINTS = {
+    POLICY_DOMAIN: "review it, then sign it: fedward site policy --install policy.toml",
+    TRUST_DOMAIN: "pin the keys again: fedward site trust consortium.json --fingerprint …",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,34 +106,25 @@ class SiteHome:
             raise TrustError(f"{self.name}: the trust file names another key for this site")
         self._write_signed_content("trust.json", TRUST_DOMAIN, trust_bytes(trust))
 
+    def decisions(self) -> Decisions:
+        """The plans that were approved and rejected; raises TrustError if the file was edited."""
+        return read_decisions(self.root, self.identity.public_key)
+
     def approvals(self) -> dict[str, str]:
         """Approved plan digests, each with the population whose budget it may spend; raises TrustError if edited."""
-        path = self.root / "approvals.json"
-        if not path.exists():
-            return {}
-        approved: dict[str, str] = read_signed(path, "approvals", self.identity.public_key)["plans"]
-        return approved
+        return dict(self.decisions().approved)
 
     def approve(self, plan_digest: str, *, population: str) -> None:
         """Allow one plan to spend the budget of one population; a changed plan has another digest."""
-        plans = {**self.approvals(), plan_digest: population}
-        write_signed(self.root / "approvals.json", "approvals", {"version": 1, "plans": plans}, self.identity)
+        write_approval(self.root, self.identity, plan_digest, population=population)
+
+    def reject(self, plan_digest: str, *, time: str) -> None:
+        """Refuse one plan until it is approved, also where the policy would approve it by itself."""
+        write_rejection(self.root, self.identity, plan_digest, time=time)
 
     def _signed_content(self, name: str, domain: str) -> bytes:
         """The bytes of a file beside which this site's signature lies."""
-        path = self.root / name
-        try:
-            signed = json.loads(path.with_suffix(".sig").read_bytes())
-            signature = b64decode(signed["signature"], validate=True)
-            content = path.read_bytes()
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise TrustError(f"{self.name}: {name} or its signature cannot be read") from error
-        try:
-            self.identity.public_key.verify(domain, content, signature)
-        except TrustError as error:
-            hint = "review it and sign it again"
-            raise TrustError(f"{self.name}: {name} is not the one this site signed", hint=hint) from error
-        return content
+        return read_signed_file(self.root / name, domain, key=self.identity.public_key, site=self.name)
 
     def _write_signed_content(self, name: str, domain: str, content: bytes) -> None:
         path = self.root / name
@@ -138,6 +134,25 @@ class SiteHome:
 
     def _purpose(self, path: Path) -> str:
         return path.relative_to(self.root).as_posix()
+
+
+def read_signed_file(path: Path, domain: str, *, key: VerifyKey, site: str) -> bytes:
+    """The bytes of `policy.toml` or `trust.json`, if the site whose key this is signed them; needs no passphrase.
+
+    Raises:
+        TrustError: If it cannot be read, or is not the one that the site signed.
+    """
+    try:
+        signed = json.loads(path.with_suffix(".sig").read_bytes())
+        signature = b64decode(signed["signature"], validate=True)
+        content = path.read_bytes()
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise TrustError(f"{site}: {path.name} or its signature cannot be read", hint=HINTS[domain]) from error
+    try:
+        key.verify(domain, content, signature)
+    except TrustError as error:
+        raise TrustError(f"{site}: {path.name} is not the one this site signed", hint=HINTS[domain]) from error
+    return content
 
 
 def create_home(root: Path, *, name: str, passphrase: bytes) -> SiteHome:

@@ -31,6 +31,7 @@ class RunState:
         ciphertexts: The ML-KEM ciphertext this site made for each peer whose name sorts later.
         pair_secrets: The secrets known so far.
         closed: No further round is answered.
+        minimum_patients: What the policy asked for when the run was joined; None in states from before it was kept.
     """
 
     plan: TrainingPlan
@@ -41,6 +42,7 @@ class RunState:
     ciphertexts: dict[str, bytes] = field(default_factory=dict, repr=False)
     pair_secrets: dict[str, bytes] = field(default_factory=dict, repr=False)
     closed: bool = False
+    minimum_patients: int | None = None
 
 
 def save_state(home: SiteHome, state: RunState) -> None:
@@ -55,6 +57,7 @@ def save_state(home: SiteHome, state: RunState) -> None:
         "ciphertexts": {name: _text(value) for name, value in state.ciphertexts.items()},
         "pair_secrets": {name: _text(value) for name, value in state.pair_secrets.items()},
         "closed": state.closed,
+        "minimum_patients": state.minimum_patients,
     }
     home.seal(home.run_path(state.manifest.run_id) / "state.sealed", canonical_json(document))
 
@@ -79,6 +82,7 @@ def load_state(home: SiteHome, run_id: str) -> RunState:
         ciphertexts={name: b64decode(value) for name, value in document["ciphertexts"].items()},
         pair_secrets={name: b64decode(value) for name, value in document["pair_secrets"].items()},
         closed=document["closed"],
+        minimum_patients=document.get("minimum_patients"),
     )
 
 

@@ -6,8 +6,15 @@ from pathlib import Path
 from common.errors import ConfigurationError
 
 SITE_DIRECTORY_KEY = "site-dir"
+AGENT_KEY = "agent"
 PARTITION_KEY = "partition-id"
 SITES_DIRECTORY_VARIABLE = "FEDWARD_SITES_DIR"
+
+
+def agent_socket(node_config: Mapping[str, object]) -> Path | None:
+    """The socket of the site's agent, as the SuperNode's own node config names it; None if the agent is no process."""
+    named = node_config.get(AGENT_KEY)
+    return Path(named) if isinstance(named, str) and named else None
 
 
 def site_directory(node_config: Mapping[str, object], environment: Mapping[str, str]) -> Path:

@@ -18,7 +18,7 @@ from common.canonical import canonical_json, domain_hash
 from common.crypto.keys import SigningKey, VerifyKey
 from common.errors import ConfigurationError, TrustError
 from common.plan import RESERVED_NAMES
-from common.settings import Settings, parse_json_settings
+from common.settings import MAXIMUM_FILE_BYTES, Settings, parse_json_settings
 from common.signed import read_signed, write_signed
 from common.trust import TrustFile
 
@@ -101,7 +101,18 @@ class Consortium(Settings):
     @classmethod
     def _is_a_certificate(cls, text: str) -> str:
         load_pem_x509_certificate(text.encode())
+        if "PRIVATE KEY" in text:
+            raise ValueError("a private key stands beside the certificate")
         return text
+
+    @field_validator("sites")
+    @classmethod
+    def _are_identities(cls, sites: dict[str, str]) -> dict[str, str]:
+        for text in sites.values():
+            VerifyKey.parse(text)
+        if len(set(sites.values())) != len(sites):
+            raise ValueError("two sites share one identity key")
+        return sites
 
     @property
     def trust(self) -> TrustFile:
@@ -173,11 +184,16 @@ def pem_digest(pem: bytes) -> str:
 
 def _read(path: Path, domain: str, model: type[Document], key_field: str) -> Document:
     try:
+        if path.stat().st_size > MAXIMUM_FILE_BYTES:
+            raise ConfigurationError(f"{path}: larger than {MAXIMUM_FILE_BYTES} bytes")
         claimed = json.loads(path.read_bytes())[domain][key_field]
         key = VerifyKey.parse(claimed)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ConfigurationError(f"{path}: no signed {domain} can be read") from error
-    return parse_json_settings(canonical_json(read_signed(path, domain, key)), model, source=str(path))
+    document = parse_json_settings(canonical_json(read_signed(path, domain, key)), model, source=str(path))
+    if getattr(document, key_field) != claimed:
+        raise TrustError(f"{path}: the {domain} was exchanged while it was read")
+    return document
 
 
 def _fingerprint(domain: str, parts: list[Any]) -> str:

@@ -14,7 +14,9 @@
     ├── TrustError                  12  a signature, key or digest is not the pinned one
     ├── BackendFailed               13  Flower or Ray did not do its part
     ├── MissingDependency           14  an optional part is not installed
-    └── ClaimRefuted                15  an audit proved that a claimed epsilon is false
+    ├── ClaimRefuted                15  an audit proved that a claimed epsilon is false
+    ├── ActsCorrupt                 16  the coordinator's log of acts does not verify
+    └── RunStopped                  17  the coordinator was asked to stop the run
 
 130 is Ctrl-C, 2 a command line that cannot be read. The table stands in `common/FORMATS.md` too.
 """
@@ -118,3 +120,15 @@ class ClaimRefuted(FederationError):
     """An audit proved that a claimed epsilon is false."""
 
     exit_code = 15
+
+
+class ActsCorrupt(FederationError):
+    """The coordinator's log of acts does not verify; the message names the act."""
+
+    exit_code = 16
+
+
+class RunStopped(FederationError):
+    """The coordinator was asked to stop the run; it is closed, and the model so far is released."""
+
+    exit_code = 17

@@ -7,6 +7,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from common.errors import ConfigurationError
+from common.journal import Journal
 from common.passphrase import read_passphrase
 from server.exchange import GridExchange
 from server.outcome import outcome_written
@@ -18,17 +19,16 @@ app = ServerApp()
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Run the prepared run. Whatever goes wrong is raised, because Flower calls a run completed when this returns."""
+    """Run the prepared run, or resume it. Whatever goes wrong is raised: Flower calls a run completed otherwise."""
     from server.coordinator import run_from_directory
-    from server.rundir import load_run
+    from server.rundir import LOG_FILE, load_run
 
     run_dir = run_directory(context)
-    with outcome_written(run_dir):
+    with outcome_written(run_dir), (run_dir / LOG_FILE).open("a", encoding="utf-8") as log:
         passphrase = read_passphrase(os.environ)
-        run = load_run(run_dir, passphrase=passphrase)
-        exchange = GridExchange(grid)
-        exchange.wait_for_nodes(len(run.manifest.names), timeout_s=run.settings.setup_timeout_s)
-        run_from_directory(run_dir, exchange, passphrase=passphrase)
+        settings = load_run(run_dir, passphrase=passphrase).settings
+        exchange = GridExchange(grid, resend_after_s=settings.resend_after_s)
+        run_from_directory(run_dir, exchange, passphrase=passphrase, journal=Journal(log))
 
 
 def run_directory(context: Context) -> Path:

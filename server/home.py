@@ -2,24 +2,28 @@
 
 server.toml       how this machine serves          members.json     enrolled sites and their keys, signed
 coordinator.pem   plan-signing key, encrypted      consortium.json  what every site pins, signed
-storage.key       storage key, encrypted           tokens.json      who may use the API, hashed, signed
-pki/              authority and certificates       acts.jsonl       who did what, chained and signed
+coordinator.pub   its public half                  tokens.json      who may use the API, hashed, signed
+storage.key       storage key, encrypted           acts.*           who did what, chained and signed
+pki/              authority and certificates       proposals/       plans that researchers sent
 superexec.secret  for Flower's executor            gateway.jsonl    every request from outside
 flower/           Flower's home, state and logs    runs/<run id>/   one directory a run (`server/rundir.py`)
 """
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from common.canonical import canonical_json
-from common.crypto.keys import SigningKey
+from common.crypto.keys import SigningKey, VerifyKey
 from common.crypto.seal import StorageKey
 from common.errors import ConfigurationError, OutputExists
 from common.files import write_atomic
 from common.settings import Settings, read_settings
+
+HostPort = Annotated[str, Field(pattern=r"^([A-Za-z0-9][A-Za-z0-9.\-]{0,252}|\[[0-9A-Fa-f:.]{2,45}\]):[0-9]{1,5}$")]
+_PUBLIC = 0o644
 
 
 class ServerSettings(Settings):
@@ -34,9 +38,9 @@ class ServerSettings(Settings):
     """
 
     version: Literal[1] = 1
-    address: str
-    listen: str
-    api: str = ""
+    address: HostPort
+    listen: HostPort
+    api: Literal[""] | HostPort = ""
     client_certificates: bool = False
     requests_per_second: float = Field(default=200.0, gt=0)
 
@@ -54,6 +58,11 @@ class ServerHome:
     def pki(self) -> Path:
         """ca.crt, ca.key (absent with certificates of one's own), server.crt, server.key."""
         return self.root / "pki"
+
+    @property
+    def proposals(self) -> Path:
+        """Plans that came over the API."""
+        return self.root / "proposals"
 
     @property
     def runs(self) -> Path:
@@ -106,8 +115,22 @@ def create_server(root: Path, *, settings: ServerSettings, passphrase: bytes) ->
     lines = [f"{name} = {_toml(value)}" for name, value in settings.model_dump().items()]
     write_atomic(root / "server.toml", ("\n".join(lines) + "\n").encode())
     write_atomic(root / "storage.key", home.storage.to_sealed_bytes(passphrase))
+    write_atomic(root / "coordinator.pub", home.key.public_key.text.encode() + b"\n", mode=_PUBLIC)
     write_atomic(root / "coordinator.pem", home.key.to_pem(passphrase))
     return home
+
+
+def read_public_key(root: Path) -> VerifyKey:
+    """The coordinator's public key, for processes that are not given the passphrase.
+
+    Raises:
+        ConfigurationError: If coordinator.pub is missing or malformed.
+    """
+    try:
+        return VerifyKey.parse((root / "coordinator.pub").read_text(encoding="ascii").removesuffix("\n"))
+    except (OSError, ValueError) as error:
+        hint = "make a coordinator with: fedward server init"
+        raise ConfigurationError(f"{root}: coordinator.pub cannot be read", hint=hint) from error
 
 
 def open_server(root: Path, *, passphrase: bytes) -> ServerHome:

@@ -209,7 +209,7 @@ class ObservedFederation:
             trust=self._trust,
             key=self._coordinator,
             passphrase=self._passphrase,
-            settings=RunSettings(seed=seed),
+            settings=RunSettings(seed=seed, checkpoints=False, resend_after_s=0),
         )
         tap = _Tap({home.name: home for home in self._homes}, manifest.dimension)
         with task_identity(1):

@@ -231,6 +231,25 @@ def bench_dp(
     _print_bench(result, output_format)
 
 
+@bench.command("deployment")
+def bench_deployment(
+    case: Annotated[list[str] | None, typer.Option(help="Only this case; may be given several times.")] = None,
+    rounds: Annotated[int, typer.Option(min=2, help="Exchanges, and rounds of the small head.")] = 12,
+    weights: Annotated[Path | None, typer.Option(help="Weights of SqueezeNet 1.1, for the case `agent`.")] = None,
+    output_format: Annotated[Format, typer.Option("--format", help="What stands on stdout.")] = Format.TEXT,
+) -> None:
+    """Real processes on loopback: seconds an exchange beside stock Flower, memory of agent, courier and coordinator.
+
+    Cases: exchange, head, updates, sums, coordinator, agent, many. All of them take some minutes and several GB of memory.
+    """
+    from simulations.bench.deployment import run_bench
+
+    signal.signal(signal.SIGTERM, _interrupt)
+    with _progress() as progress:
+        result = run_bench(_reporter(progress), cases=case or (), rounds=rounds, weights=weights)
+    _print_bench(result, output_format)
+
+
 def _print_bench(result: "BenchResult", output_format: Format) -> None:
     if output_format is Format.JSON:
         typer.echo(json.dumps(result.to_json(), indent=2))

@@ -161,7 +161,7 @@ def simulate(
             trust=trust,
             key=coordinator,
             passphrase=passphrase,
-            settings=RunSettings(seed=options.seed, keep_models=True),
+            settings=RunSettings(seed=options.seed, keep_models=True, checkpoints=False, resend_after_s=0),
         )
         scan = MessageScan(ResidualScan([person for site in sites for person in site.identifiers]))
         report(f"training {manifest.rounds} rounds over {len(sites)} sites")

@@ -9,10 +9,10 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from client.charges import planned_events
 from client.data.intake import FeatureMaker, intake_table
 from client.data.registry import draw_lots, is_held_out
 from client.deid.report import DeidReport
-from client.guard import planned_events
 from client.home import SiteHome, create_home
 from common.crypto.keys import SigningKey
 from common.plan import Manifest, RosterEntry, TrainingPlan

@@ -20,8 +20,8 @@ from common.privacy.budget import RELATION
 from common.privacy.events import MechanismEvent
 from common.privacy.gaussian import gaussian_epsilon
 from common.report.audit import AuditVerdict, LedgerVerdict, verify_paths
-from server.coordinator import RESULT_FILE
 from server.release import read_release
+from server.rundir import RESULT_FILE
 from simulations.comparison import (
     Peers,
     best_single_site_dp,

@@ -1,6 +1,7 @@
 """A table becomes a registered data set: read, de-identified under the declared schema, sealed, tied to a budget."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -47,7 +48,46 @@ def intake_table(
     Raises:
         DataRefused: If nothing is left to register, a value is not a finite number, or the table does not fit.
     """
-    raw = read_table(path)
+    return intake_records(
+        home,
+        ledger,
+        raw=read_table(path),
+        schema=schema,
+        dataset=dataset,
+        classes=classes,
+        admission=admission,
+        features=features,
+    ).report
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Intake:
+    """What became of a table.
+
+    Attributes:
+        population: Whose budget its records spend.
+        patients: Released ones.
+        inputs: Shape of one record.
+    """
+
+    report: DeidReport
+    population: str
+    patients: int
+    inputs: tuple[int, ...]
+
+
+def intake_records(
+    home: SiteHome,
+    ledger: BudgetLedger,
+    *,
+    raw: RawTable,
+    schema: TableSchema,
+    dataset: str,
+    classes: Sequence[str],
+    admission: AdmissionFilter,
+    features: FeatureMaker | None = None,
+) -> Intake:
+    """As `intake_table`, of a table that was read already."""
     escrow = Escrow(
         home.root / "escrow.sealed",
         seal=lambda plain: home.seal_for("escrow", plain),
@@ -61,7 +101,7 @@ def intake_table(
     if strangers:
         raise DataRefused(f"{home.name}: {len(strangers)} declared labels are not among the classes {list(classes)}")
     identifiers = raw.column(schema.named("patient")[0])
-    register_dataset(
+    population = register_dataset(
         home,
         ledger,
         dataset=dataset,
@@ -74,7 +114,12 @@ def intake_table(
         admission=admission,
     )
     write_atomic(home.root / "deid.json", canonical_json(report.to_json()) + b"\n")
-    return report
+    return Intake(
+        report=report,
+        population=population,
+        patients=len(set(clean.patient_codes())),
+        inputs=matrix.shape[1:],
+    )
 
 
 def _declared_features(clean: CleanTable) -> NDArray[np.float32]:

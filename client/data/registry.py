@@ -11,10 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load, save
 
+from client.data.catalogue import check_registered
 from client.home import SiteHome
 from client.training.batch import PatientBatch
 from common.canonical import canonical_json
 from common.errors import DataRefused, LedgerCorrupt
+from common.plan import TrainingPlan
 from common.privacy.admission import AdmissionFilter
 from common.privacy.budget import PrivacyBudget, PrivacyUnit
 from common.privacy.ledger import BudgetLedger
@@ -22,10 +24,15 @@ from common.privacy.ledger import BudgetLedger
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataParts:
-    """The records of one population, every patient in exactly one part; each part's units are those of the budget."""
+    """The records of one population, every patient in exactly one part; each part's units are those of the budget.
+
+    Attributes:
+        patients: Of both parts together; patients, whatever the budget's unit is.
+    """
 
     training: PatientBatch
     held_out: PatientBatch
+    patients: int
 
 
 def register_dataset(
@@ -132,7 +139,8 @@ def load_parts(
     """
     batch, lots = _read(home, population, classes=classes)
     if held_out is None:
-        return DataParts(training=_in_units(batch, unit), held_out=PatientBatch.empty(classes=classes))
+        nobody = PatientBatch.empty(classes=classes)
+        return DataParts(training=_in_units(batch, unit), held_out=nobody, patients=batch.patient_count)
     if batch.patient_count and lots is None:
         raise DataRefused(
             f"{home.name}: the records of {population!r} were registered before patients were drawn for evaluation",
@@ -140,7 +148,58 @@ def load_parts(
         )
     drawn = is_held_out(lots, held_out) if lots is not None else np.zeros(0, dtype=np.bool_)
     training, evaluated = batch.select(np.flatnonzero(~drawn)), batch.select(np.flatnonzero(drawn))
-    return DataParts(training=_in_units(training, unit), held_out=_in_units(evaluated, unit))
+    return DataParts(
+        training=_in_units(training, unit), held_out=_in_units(evaluated, unit), patients=batch.patient_count
+    )
+
+
+def count_patients(home: SiteHome, population: str) -> int:
+    """How many patients of a population have records here; for the site's own eyes alone. 0 if there are none."""
+    try:
+        arrays = load(home.unseal(home.root / "data" / f"{population}.sealed"))
+    except FileNotFoundError:
+        return 0
+    return len(np.unique(arrays["patients"]))
+
+
+def check_data(home: SiteHome, plan: TrainingPlan, population: str, *, minimum_patients: int) -> None:
+    """Return only if a population's records are what a plan learns from, and enough of them.
+
+    Raises:
+        DataRefused: With the number and its limit, which no refusal on the wire carries.
+    """
+    parts = load_parts(home, population, classes=len(plan.task.classes), held_out=plan.evaluation.held_out)
+    check_enough(home, parts, minimum_patients=minimum_patients)
+    check_registered(home, plan, population)
+    found = parts.training.features.shape[1:]
+    if found != plan.model.inputs:
+        raise DataRefused(
+            f"{home.name}: the records of {population!r} have the shape {list(found)}, the plan learns from "
+            f"{list(plan.model.inputs)}",
+            hint="register the data under the schema that the consortium agreed on",
+        )
+
+
+def check_enough(home: SiteHome, parts: DataParts, *, minimum_patients: int) -> None:
+    """Return only if there are as many patients as the policy asks for; else raise DataRefused."""
+    if parts.patients < minimum_patients:
+        raise DataRefused(
+            f"{home.name}: {parts.patients} patients are fewer than minimum_patients = {minimum_patients}",
+            hint="register more patients, or lower minimum_patients in policy.toml and sign it",
+        )
+
+
+def population_of(home: SiteHome, patient_ids: Sequence[str]) -> str | None:
+    """The population that one of these patients belongs to already; None if all of them are new.
+
+    Raises:
+        DataRefused: If they belong to more than one.
+    """
+    tags = _tags(home, patient_ids)
+    shared = [name for name, held in _populations(home).items() if not tags.isdisjoint(held)]
+    if len(shared) > 1:
+        raise DataRefused(f"{home.name}: the table shares patients with {len(shared)} populations")
+    return shared[0] if shared else None
 
 
 def draw_lots(home: SiteHome, identifiers: Sequence[str]) -> NDArray[np.uint64]:

@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from client.guard import attempt_event, grid_of
+from client.charges import attempt_event
+from client.guard import grid_of
 from client.training.batch import PatientBatch
 from client.training.closed_form import ClosedFormEngine
 from common.crypto.ring import dequantise, quantise

@@ -2,9 +2,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from flwr.app import ArrayRecord, Message, RecordDict
+from flwr.app import ArrayRecord, Context, Message, RecordDict
 
-from client.app import answer
+from client.agent_service import AgentService, serving
+from client.app import answer, app
 from client.site_files import site_directory
 from common.errors import ConfigurationError, DataRefused, PolicyRefused
 from common.flower import pack, unpack
@@ -45,6 +46,16 @@ def test_an_error_whose_class_can_depend_on_the_records_gets_one_name(error: Exc
 def test_a_message_of_another_shape_is_answered_with_an_error() -> None:
     reply = answer(_message(RecordDict({"fedward": ArrayRecord()})), lambda body: body)
     assert reply.error.reason == "SiteError"
+
+
+def test_a_node_that_names_a_socket_relays_to_the_agent_that_listens_there(tmp_path: Path) -> None:
+    socket = tmp_path / "run" / "agent.sock"
+    service = AgentService(bytes.upper, site="north", version="1", on_failure=pytest.fail)
+    config = {"agent": str(socket), "site-dir": "/nowhere"}
+    context = Context(run_id=1, node_id=7, node_config=config, state=RecordDict(), run_config={})
+    message = _message(pack(b"question"))
+    with serving(service, socket, group=""):
+        assert unpack(app(message, context).content) == b"QUESTION"
 
 
 def test_a_supernode_names_its_own_directory(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 
 from client.handshake import exchange_keys, learn_secrets, peer_keys, read_joined, signed_ciphertexts
-from client.runstate import RunState
+from client.runstate import RunState, forget_secrets
 from common import wire_pb2 as pb
 from common.crypto.masking import RunKeys
 from common.errors import PolicyRefused, TrustError
@@ -85,6 +85,42 @@ def test_a_run_is_set_up_with_one_set_of_keys(
     home, state = made_federation.homes["east"], exchanged["east"]
     with pytest.raises(TrustError, match="set up with other keys"):
         exchange_keys(home, state, peer_keys(home, state, joined[:3]))
+
+
+def test_a_late_site_is_added_and_nothing_that_was_agreed_on_before_changes(
+    made_federation: Federation, states: dict[str, RunState], joined: Joined
+) -> None:
+    """`south` comes late: `east` encapsulates to it, `west` is encapsulated to by it."""
+    early = [one for one in joined if one[0] != "south"]
+    for name, added in (("east", {"south"}), ("west", set())):
+        home, state = made_federation.homes[name], states[name]
+        before = exchange_keys(home, state, peer_keys(home, state, early))
+        after = exchange_keys(home, before, peer_keys(home, before, joined))
+        assert set(after.peers) - set(before.peers) == {"south"}
+        assert set(after.ciphertexts) - set(before.ciphertexts) == added
+        assert before.pair_secrets.items() <= after.pair_secrets.items()
+        assert before.ciphertexts.items() <= after.ciphertexts.items()
+
+
+def test_a_known_peer_does_not_get_another_key_when_somebody_comes_late(
+    made_federation: Federation, states: dict[str, RunState], joined: Joined
+) -> None:
+    early, home = [one for one in joined if one[0] != "south"], made_federation.homes["east"]
+    state = exchange_keys(home, states["east"], peer_keys(home, states["east"], early))
+    other = RunKeys.generate().public
+    for _, body in joined:
+        if body.x25519 == states["north"].keys.public.x25519:
+            body.x25519 = other.x25519
+    with pytest.raises(TrustError, match="other keys of 1 peers"):
+        exchange_keys(home, state, peer_keys(home, state, joined))
+
+
+def test_nobody_is_added_to_a_closed_run(
+    made_federation: Federation, exchanged: dict[str, RunState], joined: Joined
+) -> None:
+    home, closed = made_federation.homes["east"], forget_secrets(exchanged["east"])
+    with pytest.raises(PolicyRefused, match="closed"):
+        exchange_keys(home, closed, {})
 
 
 def test_a_site_looks_for_its_own_keys_among_the_others(

@@ -5,15 +5,21 @@ import json
 import re
 from base64 import b64decode
 from datetime import datetime
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
 
+from client.decisions import read_decisions
 from client.deid.report import ColumnCount, DeidReport
 from client.deid.rules import TableSchema, read_schema
+from client.node_files import CourierSettings, NodeSettings, read_courier_settings, read_node_settings
+from client.plans import read_offers
 from common import errors
 from common.canonical import DIGEST_PREFIX, canonical_json, digest_json
+from common.crypto.keys import VerifyKey
 from common.crypto.masking import mask_context
+from common.enrolment import read_consortium, read_enrolment
 from common.errors import FederationError
 from common.journal import FIELDS
 from common.plan import Manifest, TrainingPlan
@@ -29,7 +35,12 @@ from common.report.site_ledger import read_site_ledger
 from common.runplan import build_manifest
 from common.settings import parse_json_settings, read_settings
 from common.trust import TrustFile
+from server.acts import read_acts_key
+from server.checkpoints import Checkpoint
 from server.outcome import read_outcome
+from server.progress import read_progress
+from server.proposals import Proposals
+from server.rundir import RunSettings
 from simulations.attack_bounds import Guesses
 from simulations.bench.result import BenchResult, BenchRow
 from simulations.scenario import load_scenario
@@ -100,6 +111,37 @@ def test_the_example_manifest_follows_from_the_example_plan(plan, manifest):
 def test_the_example_policy_is_a_policy(tmp_path, manifest):
     policy = read_settings(example_file("policy", tmp_path, "policy.toml"), SitePolicy)
     assert policy.minimum_cohort == manifest.minimum_cohort
+
+
+def test_every_rule_of_a_policy_stands_on_the_page():
+    section = PAGE.split("## `policy.toml` and `policy.sig`")[1].split("\n## ")[0]
+    assert {name for name in SitePolicy.model_fields if f"`{name}" not in section} == {"version"}
+
+
+def test_the_example_offer_is_signed_by_its_site_and_holds_the_example_plan(tmp_path, trust, plan, manifest):
+    (tmp_path / "plans").mkdir()
+    example_file("offer", tmp_path / "plans", f"{plan.digest.removeprefix(DIGEST_PREFIX)}.json")
+    (offer,) = read_offers(tmp_path, trust.site_key(SITE)).offers
+    assert (offer.plan, offer.manifest) == (plan, manifest)
+
+
+def test_the_example_decisions_are_signed_by_their_site(tmp_path, trust, plan):
+    example_file("decisions", tmp_path, "approvals.json")
+    decisions = read_decisions(tmp_path, trust.site_key(SITE))
+    assert (dict(decisions.approved), len(decisions.rejected)) == ({plan.digest: "nuclei"}, 1)
+
+
+def test_the_example_node_and_courier_agree_on_their_socket(tmp_path):
+    example_file("node", tmp_path, "node.toml")
+    example_file("courier", tmp_path, "courier.toml")
+    node, courier = read_node_settings(tmp_path), read_courier_settings(tmp_path)
+    assert node.socket == courier.agent
+
+
+def test_every_key_of_node_and_courier_stands_on_the_page():
+    section = PAGE.split("## `node.toml` and `courier.toml`")[1].split("\n## ")[0]
+    keys = {*NodeSettings.model_fields, *CourierSettings.model_fields} - {"version"}
+    assert {key for key in keys if f"`{key}`" not in section} == set()
 
 
 def test_the_example_trust_file_pins_the_keys_of_the_example_manifest(trust, manifest):
@@ -205,10 +247,63 @@ def test_the_example_model_card_is_signed_by_the_pinned_coordinator(trust):
         ("scenario", "scenario.toml"),
         ("policy", "sites/hospital-4/policy.toml"),
         ("ledger", "sites/hospital-4/ledger.jsonl"),
+        ("enrolment", "enrolments/hospital-4.json"),
+        ("consortium", "coordinator/consortium.json"),
+        ("server", "coordinator/server.toml"),
+        ("members", "coordinator/members.json"),
+        ("tokens", "coordinator/tokens.json"),
+        ("acts", "coordinator/acts.jsonl"),
+        ("acts-key", "coordinator/acts.pub"),
+        ("acts-head", "coordinator/acts.head"),
     ],
 )
 def test_an_example_is_the_stored_file(name, place):
     assert example(name) == (STORED / place).read_bytes().rstrip(b"\n")
+
+
+def test_the_example_enrolment_is_of_the_site_whose_ledger_is_shown(tmp_path, trust):
+    enrolment = read_enrolment(example_file("enrolment", tmp_path, "enrolment.json"))
+    assert (enrolment.name, enrolment.identity_key) == (SITE, trust.sites[SITE])
+
+
+def test_fingerprints_are_what_the_page_says():
+    enrolment = read_enrolment(STORED / "enrolments" / f"{SITE}.json")
+    consortium = read_consortium(STORED / "coordinator" / "consortium.json")
+    parts = [enrolment.name, enrolment.identity_key, enrolment.node_key]
+    sites = [[name, consortium.sites[name]] for name in sorted(consortium.sites)]
+    whole = [consortium.coordinator, consortium.certificates, sites]
+    for domain, content, shown in (
+        ("enrolment-fingerprint", parts, enrolment.fingerprint),
+        ("consortium-fingerprint", whole, consortium.fingerprint),
+    ):
+        digits = sha256(b"fedward/" + domain.encode() + b"\0" + canonical_json(content)).hexdigest()[:32]
+        assert shown == " ".join(digits[start : start + 4] for start in range(0, 32, 4))
+
+
+def test_a_tokens_digest_is_what_the_page_says():
+    _, token_id, secret = (STORED / "coordinator" / "rosalind.token").read_text().strip().split("_", 2)
+    raw = b64decode(secret.replace("-", "+").replace("_", "/") + "=")
+    digest = DIGEST_PREFIX + sha256(b"fedward/token-secret\0" + raw).hexdigest()
+    assert json.loads(example("tokens"))["tokens"]["tokens"][token_id]["digest"] == digest
+
+
+def test_the_example_acts_verify_as_the_page_says():
+    key = VerifyKey.parse(json.loads(example("acts-key"))["acts-key"]["key"])
+    prev = DIGEST_PREFIX + "0" * 64
+    for seq, line in enumerate(example("acts").splitlines(), start=1):
+        fields = json.loads(line)
+        key.verify(
+            "act", canonical_json({name: fields[name] for name in fields if name != "sig"}), b64decode(fields["sig"])
+        )
+        assert (fields["seq"], fields["prev"], canonical_json(fields)) == (seq, prev, line)
+        prev = DIGEST_PREFIX + sha256(b"fedward/act-line\0" + line).hexdigest()
+    assert json.loads(example("acts-head"))["acts-head"] == {"version": 1, "seq": seq, "digest": prev}
+
+
+def test_the_example_proposal_is_of_the_example_plan(plan):
+    proposals = Proposals(STORED / "coordinator", key=read_acts_key(STORED / "coordinator"))
+    assert canonical_json(json.loads(example("proposal"))) == example("proposal")
+    assert json.loads(example("proposal"))["proposal"] == proposals.get(plan.digest).model_dump(mode="json")
 
 
 def test_the_example_outcome_raises_its_error(tmp_path):
@@ -217,6 +312,20 @@ def test_the_example_outcome_raises_its_error(tmp_path):
     assert outcome is not None
     with pytest.raises(errors.QuorumLost, match="minimum cohort"):
         outcome.raise_error()
+
+
+def test_the_example_progress_is_read_without_a_passphrase(tmp_path):
+    example_file("progress", tmp_path, "progress.json")
+    progress = read_progress(tmp_path)
+    assert progress is not None
+    assert progress.model_dump_json().encode() == example("progress")
+
+
+def test_every_field_of_a_checkpoint_and_every_setting_of_a_run_is_on_the_page():
+    section = PAGE.split("## `checkpoint/` and", 1)[1].split("\n## ", 1)[0]
+    assert {name for name in Checkpoint.model_fields if f"`{name}`" not in section} == {"version"}
+    (settings,) = re.findall(r"^\| `run\.json` \| (.*) \|$", PAGE, re.MULTILINE)
+    assert settings == ", ".join(f"`{name}`" for name in RunSettings.model_fields)
 
 
 def test_the_example_log_has_allow_listed_fields_only():

@@ -5,6 +5,7 @@ A new version of a format gets a folder beside the old ones, and these tests rea
 
 import json
 import shutil
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -16,13 +17,20 @@ from client.home import open_home
 from client.runstate import Outbox, load_state
 from common.canonical import digest_bytes
 from common.crypto.keys import VerifyKey
+from common.enrolment import read_enrolment
 from common.privacy.ledger import BudgetLedger
 from common.report.audit import verify_paths
 from common.report.page import render_report
 from common.signed import read_signed
 from common.trust import read_trust
+from server.actlog import ActLog
+from server.acts import Actor, read_acts_key, verified_acts
+from server.home import open_server, read_public_key
+from server.members import consortium_is_current, read_members, revoke
+from server.proposals import Proposals
 from server.release import read_release
 from server.rundir import load_run
+from server.tokens import read_tokens
 from simulations.scenario import load_scenario
 
 VECTORS = Path(__file__).resolve().parents[1] / "vectors" / "formats"
@@ -127,6 +135,34 @@ def test_a_stored_answer_is_the_one_that_the_ledger_released(run, home):
 def test_a_stored_site_answers_again(run, passphrase):
     with SiteAgent.open(run / "sites" / SITE, passphrase=passphrase) as agent:
         assert agent.ledger.head.seq == 5
+
+
+def test_a_stored_coordinator_opens_and_goes_on(run, passphrase):
+    home = open_server(run / "coordinator", passphrase=passphrase)
+    assert home.settings.address == "fed.example.org:443"
+    for name in ("hospital-4", "hospital-5"):
+        enrolment = read_enrolment(run / "enrolments" / f"{name}.json")
+        assert read_members(home.root, home.key.public_key).by_name[name].node_digest == enrolment.node_digest
+    actor = Actor(name="tester", role="coordinator")
+    revoke(home, "hospital-4", actor=actor, log=ActLog.open(home.root), now=datetime.now(UTC))
+    assert [act.act for act, _ in verified_acts(home.root)][-2:] == ["propose", "revoke"]
+
+
+def test_a_stored_consortium_names_the_stored_members(run):
+    members = read_members(run / "coordinator", read_public_key(run / "coordinator"))
+    assert consortium_is_current(run / "coordinator" / "consortium.json", members)
+
+
+def test_a_stored_token_was_in_force_in_its_time(run):
+    tokens = read_tokens(run / "coordinator", read_public_key(run / "coordinator"))
+    text = (run / "coordinator" / "rosalind.token").read_text().strip()
+    assert tokens.check(text, now=datetime(2026, 12, 24, tzinfo=UTC)).name == "rosalind"
+
+
+def test_a_stored_proposal_is_the_stored_plan(run):
+    proposals = Proposals(run / "coordinator", key=read_acts_key(run / "coordinator"))
+    digest = json.loads((run / "manifest.json").read_bytes())["manifest"]["plan_digest"]
+    assert set(proposals.get(digest).proposers) == {"rosalind"}
 
 
 def test_stored_keys_are_the_pinned_ones(run, home):

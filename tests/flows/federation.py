@@ -142,8 +142,8 @@ class Federation:
         changed.prepare()
         return changed
 
-    def prepare(self) -> PreparedRun:
-        """Write the coordinator's files."""
+    def prepare(self, **settings: Any) -> PreparedRun:
+        """Write the coordinator's files; `settings` are changes to how it runs."""
         return prepare_run(
             self.root,
             plan=self.plan,
@@ -151,7 +151,7 @@ class Federation:
             trust=self.trust,
             key=self.coordinator,
             passphrase=PASSPHRASE,
-            settings=RunSettings(keep_models=True),
+            settings=RunSettings.model_validate({"keep_models": True, "setup_timeout_s": 0.5, **settings}),
         )
 
     def open_agent(self, name: str, *, journal: Journal | None = None) -> SiteAgent:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from common.processes import MARK_VARIABLE, family
 from common.report.audit import verify_paths
-from simulations.processes import MARK_VARIABLE, family
 
 REPOSITORY = Path(__file__).parents[2]
 COMMAND = """

@@ -1,12 +1,18 @@
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import pairwise
 
 import pytest
 from flwr.app import Error, Message, RecordDict
+from flwr.common.constant import ErrorCode
 
 from common.errors import PolicyRefused
-from server.exchange import GridExchange
+from common.flower import pack, unpack
+from server.exchange import BATCH_BYTES, FLOWERS_OWN_ERRORS, GridExchange
 from simulations.flower_private import stamp_message_id, task_identity
 from simulations.inline_grid import InlineGrid, site_handlers
+
+Outcome = bytes | Error
 
 
 class Clock:
@@ -171,6 +177,158 @@ def test_nobody_asked_nobody_answers() -> None:
 def test_a_timeout_that_is_not_positive_is_refused() -> None:
     with pytest.raises(ValueError, match="positive timeout"):
         _exchange(_sites(n1=bytes.upper)).exchange({1: b"x"}, timeout_s=0)
+
+
+class CourierGrid(InlineGrid):
+    """Nodes whose answers to each message, in the order of sending, are a delay and an outcome; None is for ever."""
+
+    def __init__(self, clock: Clock, **scripts: list[tuple[float, Outcome] | None]) -> None:
+        super().__init__(dict.fromkeys((int(name[1:]) for name in scripts), _unused))
+        self._scripts = {int(name[1:]): list(script) for name, script in scripts.items()}
+        self._clock = clock
+        self._ready: dict[str, tuple[float, Outcome]] = {}
+        self.sent: list[tuple[float, int, bytes, float]] = []
+
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        accepted = super().push_messages(messages)
+        for message_id in accepted:
+            message = self._pushed[message_id]
+            node = message.metadata.dst_node_id
+            self.sent.append((self._clock(), node, unpack(message.content), message.metadata.ttl))
+            step = self._scripts[node].pop(0) if self._scripts[node] else None
+            if step is not None:
+                self._ready[message_id] = (self._clock() + step[0], step[1])
+        return accepted
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        found = []
+        for message_id in message_ids:
+            at_s, outcome = self._ready.get(message_id, (math.inf, b""))
+            if self._clock() >= at_s:
+                del self._ready[message_id]
+                message = self._pushed.pop(message_id)
+                content: Error | RecordDict = outcome if isinstance(outcome, Error) else pack(outcome)
+                found.append(Message(content, reply_to=message))
+        return found
+
+
+def _unused(message: Message) -> Message:
+    raise NotImplementedError
+
+
+def _resending(grid: InlineGrid, clock: Clock) -> GridExchange:
+    return GridExchange(grid, clock=clock, sleep=clock.sleep, resend_after_s=20.0)
+
+
+NODE_GONE = Error(5, "Error: Node Unavailable — no heartbeat")
+
+
+def test_a_silent_node_gets_the_same_request_again_and_its_answer_counts() -> None:
+    clock = Clock()
+    grid = CourierGrid(clock, n1=[None, (0.0, b"X")])
+    assert _resending(grid, clock).exchange({1: b"x"}, timeout_s=120) == {1: b"X"}
+    assert [(node, body) for _, node, body, _ in grid.sent] == [(1, b"x"), (1, b"x")]
+    assert grid.sent[1][0] == pytest.approx(20.0, abs=0.4)
+
+
+def test_a_late_answer_to_a_message_that_was_sent_again_counts() -> None:
+    clock = Clock()
+    grid = CourierGrid(clock, n1=[(30.0, b"first"), None])
+    assert _resending(grid, clock).exchange({1: b"x"}, timeout_s=120) == {1: b"first"}
+    assert len(grid.sent) == 2
+
+
+def test_of_two_answers_one_counts() -> None:
+    clock, heard = Clock(), list[tuple[int, bytes | None]]()
+    grid = CourierGrid(clock, n1=[(30.0, b"first"), (5.0, b"second")], n2=[(60.0, b"last")])
+    _resending(grid, clock).exchange({1: b"x", 2: b"y"}, timeout_s=120, on_reply=lambda *one: heard.append(one))
+    assert heard == [(1, b"second"), (2, b"last")]
+
+
+@pytest.mark.parametrize("error", [NODE_GONE, Error(3, "Error: Message Unavailable"), Error(2, "SiteError")])
+def test_a_failure_on_the_way_is_not_the_sites_answer_and_is_asked_again(error: Error) -> None:
+    clock = Clock()
+    grid = CourierGrid(clock, n1=[(0.0, error), (0.0, error), (0.0, error), (0.0, b"X")])
+    exchange = _resending(grid, clock)
+    assert exchange.exchange({1: b"x"}, timeout_s=120) == {1: b"X"}
+    assert exchange.failures == {}
+    pauses = [later[0] - sooner[0] for sooner, later in pairwise(grid.sent)]
+    assert pauses == pytest.approx([1, 2, 4], abs=0.7)
+
+
+def test_what_a_site_itself_refuses_is_final() -> None:
+    clock = Clock()
+    grid = CourierGrid(clock, n1=[(0.0, Error(2, "PolicyRefused")), (0.0, b"X")])
+    exchange = _resending(grid, clock)
+    assert exchange.exchange({1: b"x"}, timeout_s=120) == {1: None}
+    assert (len(grid.sent), clock.now_s, exchange.failures) == (1, 0.0, {1: "PolicyRefused"})
+
+
+def test_a_node_that_stays_away_is_asked_until_the_deadline_and_named_by_why() -> None:
+    clock = Clock()
+    grid = CourierGrid(clock, n1=[(0.0, NODE_GONE)] * 50, n2=[None] * 50)
+    exchange = _resending(grid, clock)
+    assert exchange.exchange({1: b"x", 2: b"y"}, timeout_s=120) == {1: None, 2: None}
+    assert exchange.failures == {1: "NodeUnavailable", 2: "NoReply"}
+    assert clock.now_s == pytest.approx(120.0)
+    to_gone = [at_s for at_s, node, *_ in grid.sent if node == 1]
+    assert max(later - sooner for sooner, later in pairwise(to_gone)) == pytest.approx(20.0, abs=0.5)
+    assert 8 <= len(to_gone) <= 12
+    assert len(grid.sent) - len(to_gone) == 3  # at 0, 20 and 60 seconds
+
+
+def test_no_message_outlives_its_exchange() -> None:
+    clock = Clock()
+    grid = CourierGrid(clock, n1=[None] * 9)
+    _resending(grid, clock).exchange({1: b"x"}, timeout_s=100)
+    assert all(at_s + ttl == pytest.approx(100.0) for at_s, _, _, ttl in grid.sent)
+
+
+def test_the_error_codes_are_flowers() -> None:
+    codes = {3: "MESSAGE_UNAVAILABLE", 4: "REPLY_MESSAGE_UNAVAILABLE", 5: "NODE_UNAVAILABLE", 8: "CLIENT_APP_CRASHED"}
+    assert {getattr(ErrorCode, name): name for name in codes.values()} == codes
+    assert codes.keys() == FLOWERS_OWN_ERRORS.keys()
+
+
+def test_large_requests_are_written_and_pushed_one_after_the_other() -> None:
+    """No more than one is in this process's hands: a Grid that ships them away leaves nothing behind."""
+    alive: list[None] = []
+
+    class Body(bytes):
+        def __del__(self) -> None:
+            alive.pop()
+
+    class Written(dict[int, bytes]):
+        def __getitem__(self, node: int) -> bytes:
+            alive.append(None)
+            return Body(BATCH_BYTES)
+
+    class Shipping(InlineGrid):
+        def push_messages(self, messages: Iterable[Message]) -> list[str]:
+            most.append(len(alive))
+            accepted = super().push_messages(messages)
+            for message_id in accepted:
+                self._pushed[message_id] = Message(RecordDict(), dst_node_id=1, message_type="query")
+            return accepted
+
+    most: list[int] = []
+    grid = Shipping(dict.fromkeys(range(5), _unused))
+    GridExchange(grid).exchange(Written.fromkeys(range(5), b""), timeout_s=1)
+    assert most == [1] * 5
+
+
+def test_small_requests_share_one_push() -> None:
+    pushes: list[int] = []
+
+    class Counting(InlineGrid):
+        def push_messages(self, messages: Iterable[Message]) -> list[str]:
+            accepted = super().push_messages(messages)
+            pushes.append(len(accepted))
+            return accepted
+
+    grid = Counting(site_handlers(dict.fromkeys(range(5), bytes.upper)))
+    GridExchange(grid).exchange({node: b"x%d" % node for node in range(5)}, timeout_s=1)
+    assert pushes == [5]
 
 
 def test_node_ids_are_sorted() -> None:

@@ -112,6 +112,58 @@ def test_a_node_cannot_pass_for_a_site_whose_key_it_lacks(federation: Federation
     assert mailbox.reachable == ["north", "south", "west"]
 
 
+def test_a_node_that_answers_with_another_sites_agreement_does_not_speak_for_it(
+    federation: Federation, mailbox: Mailbox, room: Room
+) -> None:
+    """Every site receives the others' agreements when keys are exchanged; with one it could divert their requests."""
+    invite(federation, mailbox)
+    stolen, thief = mailbox.joined["east"], mailbox.addresses.node_of("west")
+    del room.nodes[mailbox.addresses.node_of("east")]
+    mailbox.addresses.lose("west")
+    room.nodes[thief] = lambda _: stolen
+    invite(federation, mailbox)
+    assert mailbox.addresses.node_of("east") == 1
+
+
+def test_a_second_node_of_a_site_is_passed_over_while_the_first_is_connected(
+    federation: Federation, mailbox: Mailbox, room: Room
+) -> None:
+    room.nodes[9] = room.nodes[1]
+    invite(federation, mailbox)
+    assert mailbox.addresses.node_of("east") == 1
+    del room.nodes[1]
+    invite(federation, mailbox)
+    assert mailbox.addresses.node_of("east") == 9
+
+
+def test_a_site_that_is_there_with_other_run_keys_is_not_taken_for_itself(
+    federation: Federation, mailbox: Mailbox, room: Room
+) -> None:
+    invite(federation, mailbox)
+    first = mailbox.joined["east"]
+    federation.homes["east"].run_path("demo-1").joinpath("state.sealed").unlink()
+    del room.nodes[1]
+    with federation.copy_to(federation.root.parent / "twin").open_agent("east") as twin:
+        room.nodes[9] = twin.handle
+        invite(federation, mailbox)
+    assert (mailbox.joined["east"], mailbox.addresses.node_of("east")) == (first, 1)
+
+
+def test_after_a_restart_a_node_still_speaks_for_its_own_site_alone(
+    federation: Federation, mailbox: Mailbox, room: Room
+) -> None:
+    invite(federation, mailbox)
+    again = Mailbox(load_run(federation.root, passphrase=PASSPHRASE), room, journal=None)
+    again.addresses.restore(mailbox.addresses.to_json())
+    again.restore(joined=mailbox.joined, heads=(), exchanges=1)
+    assert again.reachable == []
+    stolen = mailbox.joined["east"]
+    room.nodes[4] = lambda _: stolen
+    invite(federation, again)
+    assert again.reachable == ["east", "north", "south"]
+    assert again.addresses.node_of("east") == 1
+
+
 def test_a_verified_answer_is_handed_over_with_its_sites_name(federation: Federation, mailbox: Mailbox) -> None:
     invite(federation, mailbox)
     heard: list[str] = []

@@ -28,7 +28,9 @@ def test_a_wrong_passphrase_opens_nothing(federation: Federation) -> None:
         load_run(federation.root, passphrase=b"another passphrase for tests")
 
 
-@pytest.mark.parametrize("name", ["plan.json", "manifest.json", "trust.json", "coordinator.pem", "run.json"])
+@pytest.mark.parametrize(
+    "name", ["plan.json", "manifest.json", "trust.json", "coordinator.pem", "storage.key", "run.json"]
+)
 def test_a_missing_file_is_refused(federation: Federation, name: str) -> None:
     (federation.root / name).unlink()
     with pytest.raises(ConfigurationError):
@@ -77,3 +79,22 @@ def test_what_is_no_signed_document_is_refused(federation: Federation, content: 
 def test_a_timeout_is_positive(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="greater than 0"):
         RunSettings.model_validate(wrong)
+
+
+def test_what_an_earlier_run_left_is_not_taken_for_this_ones(federation: Federation) -> None:
+    for name in ("result.json", "progress.json", "stop", "checkpoint/index.sealed"):
+        path = federation.root / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"{}")
+    federation.prepare()
+    assert not any((federation.root / name).exists() for name in ("result.json", "progress.json", "stop", "checkpoint"))
+
+
+def test_every_run_has_a_storage_key_of_its_own_that_lies_encrypted_and_for_its_owner_alone(
+    federation: Federation,
+) -> None:
+    path = federation.root / "storage.key"
+    first = path.read_bytes()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    federation.prepare()
+    assert path.read_bytes() != first

@@ -2,7 +2,7 @@
 
 Flower detaches a helper into a session of its own and Ray starts daemons, so a process group is not enough. A run's
 processes are its first one, those whose environment carries the run's mark, and everything below these. Nothing else
-is ever signalled.
+is ever signalled. A running node or coordinator is a run in this sense, too.
 """
 
 import os
@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 MARK_VARIABLE = "FEDWARD_RUN_MARK"
+SUPERVISOR_VARIABLE = "FEDWARD_SUPERVISOR_MARK"
+"""A variable of its own, so that a supervised process keeps the mark of the run that the supervisor belongs to."""
 
 _PROC = Path("/proc")
 _LOOK_AGAIN_S = 0.05
@@ -27,16 +29,16 @@ class Process:
     started: str
 
 
-def family(mark: str, first: subprocess.Popen[bytes] | None = None) -> set[Process]:
+def family(mark: str, first: subprocess.Popen[bytes] | None = None, *, variable: str = MARK_VARIABLE) -> set[Process]:
     """The living processes of a run.
 
     Args:
-        mark: The value that `MARK_VARIABLE` has in the run's environment: a path that no other run uses.
+        mark: The value that `variable` has in the run's environment, which no other run uses or begins with.
         first: The process that the run started with. Once it is collected its id may be another's and is not used.
     """
     roots = {first.pid} if first is not None and first.poll() is None else set()
     table = _process_table()
-    wanted = f"{MARK_VARIABLE}={mark}".encode()
+    wanted = f"{variable}={mark}".encode()
     members = {entry.process_id for entry in table.values() if wanted in entry.environment} | (roots & table.keys())
     while True:
         below = {entry.process_id for entry in table.values() if entry.parent_id in members} - members
@@ -61,11 +63,18 @@ def stop(first: subprocess.Popen[bytes], mark: str, *, grace_s: float) -> None:
             time.sleep(_LOOK_AGAIN_S)
             known |= family(mark, first)
     finally:
-        while alive := still_alive(known | family(mark, first)):
-            for process in alive:
-                _kill(process)
-            time.sleep(_LOOK_AGAIN_S)
+        kill_family(mark, known)
         first.wait()
+
+
+def kill_family(mark: str, known: Iterable[Process] = (), *, variable: str = MARK_VARIABLE) -> None:
+    """SIGKILL every process of a run, and those of `known` that are alive; returns when there are none."""
+    known = set(known)
+    while alive := still_alive(known | family(mark, variable=variable)):
+        known |= alive  # what a killed one leaves behind is found below its parent no more
+        for process in alive:
+            _kill(process)
+        time.sleep(_LOOK_AGAIN_S)
 
 
 def still_alive(processes: Iterable[Process]) -> set[Process]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from simulations.processes import MARK_VARIABLE, family, still_alive, stop
+from common.processes import MARK_VARIABLE, family, still_alive, stop
 
 SLEEP = "import time; time.sleep(60)"
 IGNORES_SIGTERM = f"import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ready', flush=True); {SLEEP}"
