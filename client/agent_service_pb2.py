@@ -4,38 +4,41 @@
 # source: client/agent_service.proto
 # Protobuf Python Version: 6.33.5
 """Generated protocol buffer code."""
-
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import descriptor_pool as _descriptor_pool
 from google.protobuf import runtime_version as _runtime_version
 from google.protobuf import symbol_database as _symbol_database
 from google.protobuf.internal import builder as _builder
-
 _runtime_version.ValidateProtobufRuntimeVersion(
-    _runtime_version.Domain.PUBLIC, 6, 33, 5, "", "client/agent_service.proto"
+    _runtime_version.Domain.PUBLIC,
+    6,
+    33,
+    5,
+    '',
+    'client/agent_service.proto'
 )
 # @@protoc_insertion_point(imports)
 
 _sym_db = _symbol_database.Default()
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(
-    b'\n\x1a\x63lient/agent_service.proto\x12\x10\x66\x65\x64ward.agent.v1"\x1b\n\x07Request\x12\x10\n\x08\x65nvelope\x18\x01 \x01(\x0c"\x19\n\x05Reply\x12\x10\n\x08\x65nvelope\x18\x01 \x01(\x0c"\x0f\n\rStatusRequest">\n\x0bStatusReply\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0c\n\x04site\x18\x02 \x01(\t\x12\x10\n\x08protocol\x18\x03 \x01(\r2\x8f\x01\n\x05\x41gent\x12<\n\x06Handle\x12\x19.fedward.agent.v1.Request\x1a\x17.fedward.agent.v1.Reply\x12H\n\x06Status\x12\x1f.fedward.agent.v1.StatusRequest\x1a\x1d.fedward.agent.v1.StatusReplyb\x06proto3'
-)
+
+
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x63lient/agent_service.proto\x12\x10\x66\x65\x64ward.agent.v1\"\x1b\n\x07Request\x12\x10\n\x08\x65nvelope\x18\x01 \x01(\x0c\"\x19\n\x05Reply\x12\x10\n\x08\x65nvelope\x18\x01 \x01(\x0c\"\x0f\n\rStatusRequest\">\n\x0bStatusReply\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0c\n\x04site\x18\x02 \x01(\t\x12\x10\n\x08protocol\x18\x03 \x01(\r2\x8f\x01\n\x05\x41gent\x12<\n\x06Handle\x12\x19.fedward.agent.v1.Request\x1a\x17.fedward.agent.v1.Reply\x12H\n\x06Status\x12\x1f.fedward.agent.v1.StatusRequest\x1a\x1d.fedward.agent.v1.StatusReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
-_builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, "client.agent_service_pb2", _globals)
+_builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'client.agent_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-    DESCRIPTOR._loaded_options = None
-    _globals["_REQUEST"]._serialized_start = 48
-    _globals["_REQUEST"]._serialized_end = 75
-    _globals["_REPLY"]._serialized_start = 77
-    _globals["_REPLY"]._serialized_end = 102
-    _globals["_STATUSREQUEST"]._serialized_start = 104
-    _globals["_STATUSREQUEST"]._serialized_end = 119
-    _globals["_STATUSREPLY"]._serialized_start = 121
-    _globals["_STATUSREPLY"]._serialized_end = 183
-    _globals["_AGENT"]._serialized_start = 186
-    _globals["_AGENT"]._serialized_end = 329
+  DESCRIPTOR._loaded_options = None
+  _globals['_REQUEST']._serialized_start=48
+  _globals['_REQUEST']._serialized_end=75
+  _globals['_REPLY']._serialized_start=77
+  _globals['_REPLY']._serialized_end=102
+  _globals['_STATUSREQUEST']._serialized_start=104
+  _globals['_STATUSREQUEST']._serialized_end=119
+  _globals['_STATUSREPLY']._serialized_start=121
+  _globals['_STATUSREPLY']._serialized_end=183
+  _globals['_AGENT']._serialized_start=186
+  _globals['_AGENT']._serialized_end=329
 # @@protoc_insertion_point(module_scope)

@@ -90,12 +90,12 @@ def reject(plan: Which, home: Home = Path(), output: Output = OutputFormat.TEXT)
     from datetime import UTC, datetime
 
     from client.home import open_home
-    from client.plan_review import find_subject
+    from client.plan_review import decided_digest
     from client.site_view import SiteView
     from client.unlock import ask_passphrase
 
     site = SiteView.open(home)
-    digest = find_subject(site, plan).plan.digest
+    digest = decided_digest(site, plan)
     opened = open_home(home, passphrase=ask_passphrase())
     opened.reject(digest, time=datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"))
     if output is OutputFormat.JSON:

@@ -25,7 +25,7 @@ from flwr.app import Error, Message, RecordDict
 from client.agent_channel import AgentAway, AgentChannel
 from client.fleet_trouble import explain
 from client.flower_private import HEARTBEAT_S, PARALLEL, Fleet, Incoming, MessageRefused, read_chunk, read_layout
-from client.memory import give_back_freed_memory
+from client.memory import give_back_freed_memory, map_large_blocks
 from client.node_files import COURIER_FILE, CourierSettings, read_courier_settings
 from client.supernode import run_supernode
 from common.errors import ConfigurationError
@@ -57,6 +57,7 @@ def run_courier(directory: Path) -> None:
     tls, key = tls_context(directory, settings), read_node_key(directory / settings.node_key)
     if settings.courier == "supernode":
         run_supernode(directory, settings)
+    map_large_blocks()
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())

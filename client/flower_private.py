@@ -187,11 +187,11 @@ class Fleet:
         return bytes(response.object_content) if response.object_available else None
 
     def confirm(self, head: Message) -> None:
-        """Let the SuperLink drop a message's parts."""
+        """Let the SuperLink drop a message's parts; not waited for, since it drops them at the run's end anyway."""
         request = message_pb2.ConfirmMessageReceivedRequest(
             node=self._node, run_id=head.metadata.run_id, message_object_id=head.metadata.message_id
         )
-        self._patiently(self._client.ConfirmMessageReceived, request)
+        self._threads.submit(self._patiently, self._client.ConfirmMessageReceived, request)
 
     def push(self, head: Message, content: RecordDict | Error) -> None:
         """Answer a message.

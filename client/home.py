@@ -33,6 +33,7 @@ HINTS = {
     POLICY_DOMAIN: "review it, then sign it: fedward site policy --install policy.toml",
     TRUST_DOMAIN: "pin the keys again: fedward site trust consortium.json --fingerprint …",
 }
+_TRIES = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,8 +130,13 @@ class SiteHome:
     def _write_signed_content(self, name: str, domain: str, content: bytes) -> None:
         path = self.root / name
         signature = b64encode(self.identity.sign(domain, content)).decode()
+        document = {"version": 1, "signature": signature}
+        # Two files do not change at once: until the content has, the signature before stands beside the new one, so
+        # that an agent that reads between the two finds the old content signed, not a forgery.
+        before = _signatures(path)[:1]
+        write_atomic(path.with_suffix(".sig"), canonical_json({**document, "before": before}) + b"\n")
         write_atomic(path, content)
-        write_atomic(path.with_suffix(".sig"), canonical_json({"version": 1, "signature": signature}) + b"\n")
+        write_atomic(path.with_suffix(".sig"), canonical_json(document) + b"\n")
 
     def _purpose(self, path: Path) -> str:
         return path.relative_to(self.root).as_posix()
@@ -142,17 +148,38 @@ def read_signed_file(path: Path, domain: str, *, key: VerifyKey, site: str) -> b
     Raises:
         TrustError: If it cannot be read, or is not the one that the site signed.
     """
+    signatures: list[str] = []
+    for _ in range(_TRIES):
+        # Whoever replaces the file changes its signatures first and last; a mismatch without that is none of a moment.
+        before, signatures = signatures, _signatures(path)
+        if before == signatures:
+            break
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise TrustError(f"{site}: {path.name} or its signature cannot be read", hint=HINTS[domain]) from error
+        if any(_holds(signature, content, domain, key) for signature in signatures):
+            return content
+    what = "is not the one this site signed" if signatures else "or its signature cannot be read"
+    raise TrustError(f"{site}: {path.name} {what}", hint=HINTS[domain])
+
+
+def _holds(signature: str, content: bytes, domain: str, key: VerifyKey) -> bool:
+    try:
+        key.verify(domain, content, b64decode(signature, validate=True))
+    except (TrustError, ValueError):
+        return False
+    return True
+
+
+def _signatures(path: Path) -> list[str]:
+    """The signatures beside a file, as text, the newest first; none if they cannot be read."""
     try:
         signed = json.loads(path.with_suffix(".sig").read_bytes())
-        signature = b64decode(signed["signature"], validate=True)
-        content = path.read_bytes()
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise TrustError(f"{site}: {path.name} or its signature cannot be read", hint=HINTS[domain]) from error
-    try:
-        key.verify(domain, content, signature)
-    except TrustError as error:
-        raise TrustError(f"{site}: {path.name} is not the one this site signed", hint=HINTS[domain]) from error
-    return content
+        found = [signed["signature"], *signed.get("before", [])]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return []
+    return [signature for signature in found if isinstance(signature, str)]
 
 
 def create_home(root: Path, *, name: str, passphrase: bytes) -> SiteHome:

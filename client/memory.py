@@ -2,7 +2,10 @@
 
 import ctypes
 from functools import cache
-from typing import Any
+from typing import Any, Final
+
+_M_MMAP_THRESHOLD: Final = -3
+_LARGE_BYTES: Final = 256 << 10
 
 
 def give_back_freed_memory() -> None:
@@ -14,6 +17,16 @@ def give_back_freed_memory() -> None:
     trim = _trim()
     if trim is not None:
         trim(0)
+
+
+def map_large_blocks() -> None:
+    """From here on, blocks of 256 KiB and more go back to the system when they are freed.
+
+    The C library would learn from the first of them to keep the later ones. Does nothing where it has no such call.
+    """
+    option = getattr(ctypes.CDLL(None), "mallopt", None)
+    if option is not None:
+        option(_M_MMAP_THRESHOLD, _LARGE_BYTES)
 
 
 @cache

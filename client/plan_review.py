@@ -68,6 +68,15 @@ def find_subject(site: SiteView, text: str) -> Subject:
     return Subject(plan=plan, manifest=_assumed_manifest(plan, trust), offer=None, signed=signed)
 
 
+def decided_digest(site: SiteView, text: str) -> str:
+    """The digest of a plan that was offered, decided on before, or lies in a file; raises as `find_subject`."""
+    if Path(text).is_file():
+        return _plan_in(Path(text), site.trust())[0].digest
+    decisions = site.decisions()
+    offered = [offer.digest for offer in site.offers().offers]
+    return find_digest(text, [*offered, *decisions.approved, *decisions.rejected])
+
+
 def review(site: SiteView, subject: Subject, *, now: datetime) -> dict[str, Any]:
     """The document of `fedward site plans show`; FORMATS.md describes it.
 

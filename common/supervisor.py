@@ -166,7 +166,8 @@ class Supervisor:
         they say at their end still finds somebody to listen.
         """
         running = [slot.process for slot in reversed(self._slots) if slot.process is not None]
-        known, begun = self._family(), time.monotonic()
+        # An agent hides its environment from its own user too, and with it the mark: found as what was started here.
+        known, begun = self._family().union(*(family(_NO_MARK, process) for process in running)), time.monotonic()
         try:
             for number, process in enumerate(running, start=1):
                 below = family(_NO_MARK, process)

@@ -1,8 +1,6 @@
 """One run from the coordinator's side: sites join, keys are exchanged, rounds are summed, the run is closed.
 
-It sees masked vectors and their sum, never one site's update. A site that is missing or refuses is left out and the
-round is tried again with the rest, as long as a cohort and spare attempts are left. An evaluation is a sum like a
-round; one that cannot be completed is noted as missing, and the training goes on.
+It sees masked vectors and their sum, never one site's update.
 
 Before anything is asked that a site charges for, the checkpoint says so. A coordinator that died asks the same again,
 and the sites answer with the bytes that they have stored: the run ends as if nothing had happened.
@@ -16,23 +14,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-import numpy as np
-from numpy.typing import NDArray
-
-from common import wire_pb2 as pb
 from common.errors import ConfigurationError, QuorumLost, RunStopped
 from common.journal import Journal
-from common.parameters import parameters_to_bytes
 from common.passphrase import read_passphrase
-from server.aggregate import descent_direction, server_step
 from server.checkpoints import refuse_if_over
 from server.closing import RunResult, close_at_sites, release, write_result
-from server.cohort import Cohort
 from server.joining import Joining
 from server.lock import exclusive
 from server.mailbox import Exchange
-from server.rundir import LOCK_FILE, STOP_FILE, PreparedRun, load_run
-from server.secagg import SealedSum
+from server.rounds import Rounds
+from server.rundir import LOCK_FILE, PreparedRun, load_run
 from server.standing import NOBODY, Standing
 
 ENOUGH_ROUNDS: Final = 0.9
@@ -78,12 +69,11 @@ class Coordinator:
     ) -> None:
         self._run = run
         self._manifest = run.manifest
-        self._journal = journal
         self._at = Standing(run, exchange, journal=journal)
         self._joining = Joining(
             run, self._at.mailbox, self._at.introductions, self._at.cohort, clock=clock, sleep=sleep
         )
-        self._heads: list[pb.Head] | None = None
+        self._rounds = Rounds(run, self._at, self._joining)
 
     def run(self) -> RunResult:
         """Train to the end of the plan, release the model, close the run at every site.
@@ -100,14 +90,14 @@ class Coordinator:
         """
         at, resumed, begun = self._at, self._at.load(), False
         if resumed:
-            self._log("resumed", round=at.round_number, attempt=at.attempt, cohort=list(at.in_flight))
+            at.log("resumed", round=at.round_number, attempt=at.attempt, cohort=list(at.in_flight))
         if at.stage == "finish":
             self._joining.gather(at.cohort.present, on_wait=at.show, closing=True)
             return self._finish()
         try:
             self._join() if at.stage == "join" else self._rejoin()
             begun = True
-            self._train()
+            self._rounds.train()
             self._refuse_if_too_short()
         except QuorumLost as error:
             if resumed and not begun:
@@ -126,12 +116,12 @@ class Coordinator:
         at.save()  # whom every site is told of, before the first is told
         self._joining.introduce(timeout_s=timeout_s, patient=False)
         at.stage = "train"
-        self._log("joined", cohort=at.cohort.present)
+        at.log("joined", cohort=at.cohort.present)
 
     def _rejoin(self) -> None:
         """Find the sites again after a restart; an attempt whose cohort is not complete is given up."""
         at = self._at
-        self._heads = at.mailbox.heads()
+        self._rounds.remember_heads()
         self._joining.gather(at.cohort.present, on_wait=self._wait)
         self._joining.note_absent()
         try:
@@ -142,102 +132,8 @@ class Coordinator:
             ) from error
         if not set(at.in_flight) <= set(at.cohort.present):
             at.in_flight = NOBODY
-        self._introduce()
-        self._log("joined", cohort=at.cohort.present)
-
-    def _introduce(self) -> None:
-        """Let everybody who is there know everybody who joined."""
-        at = self._at
-        if at.introductions.not_told(at.cohort.present, at.mailbox.joined):
-            at.save()  # whom every site is told of, before the first is told
-            self._joining.introduce(timeout_s=self._run.settings.round_timeout_s, patient=True)
-
-    def _train(self) -> None:
-        at, due = self._at, self._manifest.evaluated_rounds
-        while at.round_number <= self._manifest.rounds:
-            if at.stage == "train" and self._round():
-                self._keep_model()
-                if at.round_number in due:
-                    at.stage, at.attempt = "evaluate", 0
-            if at.stage == "evaluate":
-                self._evaluate()
-            at.stage, at.round_number, at.attempt = "train", at.round_number + 1, 0
-
-    def _round(self) -> bool:
-        """Move the model by one round; False if no attempt is left for it, and the round is lost."""
-        at, manifest = self._at, self._manifest
-        if not at.attempt:
-            at.cohort.next_round()
-            self._let_in()
-        while at.in_flight or (
-            at.attempt <= manifest.spare_attempts and at.attempts < manifest.rounds + manifest.spare_attempts
-        ):
-            self._refuse_if_stopped()
-            if not at.in_flight:
-                at.in_flight = tuple(at.cohort.select())
-                at.attempt += 1
-                at.attempts += 1
-                at.save()
-            chosen = list(at.in_flight)
-            sealed = self._ask(pb.Round, chosen, at.state.current.astype(np.float32))
-            self._log("attempt", round=at.round_number, attempt=at.attempt, cohort=chosen)
-            self._note_missing(at.cohort, chosen, sealed.missing)
-            if not sealed.missing:
-                self._step(sealed.open(), chosen)
-                return True
-        return False
-
-    def _let_in(self) -> None:
-        if self._joining.invite_late():
-            self._log("joined", cohort=self._at.cohort.present)
-        self._introduce()
-
-    def _step(self, total: NDArray[np.float64], chosen: list[str]) -> None:
-        manifest = self._manifest
-        nominal = sum(manifest.entry(site).nominal_patients for site in chosen)
-        direction = descent_direction(
-            total, mode=manifest.mode, cohort_nominal=nominal, nominal=manifest.nominal_patients
-        )
-        self._at.state = server_step(self._at.state, direction, self._run.plan.training)
-
-    def _evaluate(self) -> None:
-        """Evaluate the released model over the sites that are there; training goes on whatever comes of it."""
-        at = self._at
-
-        def ask(cohort: Cohort, chosen: list[str], attempt: int) -> SealedSum:
-            self._refuse_if_stopped()
-            if not at.in_flight:
-                at.in_flight, at.attempt = tuple(chosen), attempt
-                at.save()
-            sealed = self._ask(pb.Evaluate, chosen, at.state.released)
-            self._log("evaluation", round=at.round_number, attempt=attempt, cohort=chosen)
-            self._note_missing(cohort, chosen, sealed.missing)
-            return sealed
-
-        opened = at.evaluations.evaluate(
-            at.round_number, at.cohort.present, ask, attempts=at.attempt, in_flight=list(at.in_flight)
-        )
-        if not opened:
-            self._log("evaluation", round=at.round_number, error=QuorumLost.__name__)
-
-    def _ask(
-        self, kind: type[pb.Round] | type[pb.Evaluate], chosen: list[str], model: NDArray[np.float32]
-    ) -> SealedSum:
-        """Ask the attempt in flight; the first one after a restart with the heads that it was sent with."""
-        at, heads = self._at, self._heads
-        self._heads = None
-        sealed = at.asking.ask(kind, chosen, at.round_number, at.attempt, model, heads=heads)
-        at.in_flight = NOBODY
-        return sealed
-
-    def _note_missing(self, cohort: Cohort, chosen: list[str], missing: list[str]) -> None:
-        refused = self._at.mailbox.refused
-        for site in missing:
-            if site in refused:
-                cohort.refused(site, refused[site])
-            else:
-                cohort.silent(site)
-        cohort.answered(set(chosen) - set(missing))
+        self._rounds.introduce()
+        at.log("joined", cohort=at.cohort.present)
 
     def _refuse_if_too_short(self) -> None:
         """Return only if nearly all rounds are done: each lost attempt then cost a round at most, and no noise."""
@@ -249,17 +145,9 @@ class Coordinator:
                 hint="plan more spare_attempts; the privacy budget is calibrated for them",
             )
 
-    def _refuse_if_stopped(self) -> None:
-        if (self._run.root / STOP_FILE).exists():
-            done, planned = self._at.state.rounds, self._manifest.rounds
-            raise RunStopped(
-                f"the run was stopped after {done} of {planned} rounds; it is closed at the sites",
-                hint="the model so far is released; what was charged stays charged" if done else "",
-            )
-
     def _wait(self, waiting_for: dict[str, str]) -> None:
         self._at.show(waiting_for)
-        self._refuse_if_stopped()
+        self._at.refuse_if_stopped()
 
     def _finish(self) -> RunResult:
         """Close the run; what is done twice after a crash comes to the same."""
@@ -278,20 +166,10 @@ class Coordinator:
             bytes_up=at.asking.bytes_up,
         )
         at.forget()
-        self._log("closed", rounds=result.rounds, digest=digest)
+        at.log("closed", rounds=result.rounds, digest=digest)
         if at.failure is not None:
             raise at.failure
         return result
-
-    def _keep_model(self) -> None:
-        if self._run.settings.keep_models:
-            path = self._run.model_path(self._at.state.rounds)
-            path.parent.mkdir(exist_ok=True)
-            path.write_bytes(parameters_to_bytes(self._at.state.released))
-
-    def _log(self, event: str, **fields: str | int | list[str]) -> None:
-        if self._journal is not None:
-            self._journal.write(event, run=self._manifest.run_id, **fields)
 
 
 @contextmanager

@@ -8,86 +8,28 @@ asking. Everything that passes with time is 503, which both wait out.
 
 import asyncio
 import ssl
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Final, cast
 
 import httpx
-from flwr.common.constant import TIMESTAMP_HEADER
 from flwr.supercore.constant import (
-    FLEET_HTTP_PUBLIC_KEY_HEADER,
-    FLEET_HTTP_SIGNATURE_HEADER,
-    FLWR_COMPONENT_NAME_METADATA_KEY,
-    FLWR_PACKAGE_NAME_METADATA_KEY,
-    FLWR_PACKAGE_VERSION_METADATA_KEY,
     VERSION_INCOMPATIBILITY_MESSAGE_METADATA_KEY,
 )
 from starlette.applications import Starlette
 from starlette.types import Receive, Scope, Send
 
-from server.gateway_log import Entry, GatewayLog, harmless
+from server.fleet_request import PASSED_HEADERS, Refused, Request, declared_length, entry, observe
+from server.gateway_log import GatewayLog
 from server.limits import Buckets, Counter, Limits, network
-from server.listener import Client, Listener
-from server.node_access import Caller, MembersUnreadable, NodeAccess
+from server.listener import Listener
+from server.node_access import MembersUnreadable, NodeAccess
 
-VERBS: Final = frozenset(
-    {
-        "activate-node",
-        "deactivate-node",
-        "send-node-heartbeat",
-        "pull-messages",
-        "push-messages",
-        "get-run",
-        "get-fab",
-        "pull-object",
-        "push-object",
-        "confirm-message-received",
-    }
-)
 TICK_S: Final = 5.0
 CLIENT_GONE: Final = 499
 
-_PATHS: Final = {f"/v1/fleet/{verb}".encode(): verb for verb in VERBS}
 _ANSWERS: Final = frozenset({b"content-type", VERSION_INCOMPATIBILITY_MESSAGE_METADATA_KEY.encode()})
-_QUESTIONS: Final = frozenset(
-    name.encode()
-    for name in (
-        "content-type",
-        "accept",
-        TIMESTAMP_HEADER,
-        FLEET_HTTP_PUBLIC_KEY_HEADER,
-        FLEET_HTTP_SIGNATURE_HEADER,
-        FLWR_PACKAGE_NAME_METADATA_KEY,
-        FLWR_PACKAGE_VERSION_METADATA_KEY,
-        FLWR_COMPONENT_NAME_METADATA_KEY,
-    )
-)
-
-
-@dataclass(slots=True, kw_only=True)
-class _Request:
-    """What is known of one request so far."""
-
-    client: Client | None
-    verb: str
-    shown: str
-    started: float
-    caller: Caller = field(default_factory=Caller)
-    status: int = 0
-    reason: str = ""
-    bytes_in: int = 0
-    bytes_out: int = 0
-
-
-class _Refused(Exception):
-    """The request goes no further."""
-
-    def __init__(self, status: int, reason: str) -> None:
-        super().__init__(reason)
-        self.status, self.reason = status, reason
 
 
 class Gate:
@@ -133,45 +75,45 @@ class Gate:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
-        request = _observe(scope)
+        request = observe(scope)
         uncrowded = self._listener.begin(request.client)
         try:
             async with asyncio.timeout(self._limits.request_s):
                 await self._answer(request, scope, receive, send, uncrowded=uncrowded)
-        except _Refused as refusal:
+        except Refused as refusal:
             await self._refuse(request, send, refusal)
         except httpx.HTTPError:
-            await self._refuse(request, send, _Refused(HTTPStatus.SERVICE_UNAVAILABLE, "SuperLink does not answer"))
+            await self._refuse(request, send, Refused(HTTPStatus.SERVICE_UNAVAILABLE, "SuperLink does not answer"))
         except TimeoutError:
-            await self._refuse(request, send, _Refused(HTTPStatus.SERVICE_UNAVAILABLE, "took too long"))
+            await self._refuse(request, send, Refused(HTTPStatus.SERVICE_UNAVAILABLE, "took too long"))
         finally:
             self._listener.end(request.client)
-            self._log.write(_entry(request))
+            self._log.write(entry(request))
 
-    async def _answer(self, request: _Request, scope: Scope, receive: Receive, send: Send, *, uncrowded: bool) -> None:
+    async def _answer(self, request: Request, scope: Scope, receive: Receive, send: Send, *, uncrowded: bool) -> None:
         headers = cast(list[tuple[bytes, bytes]], scope["headers"])
         if not uncrowded:
-            raise _Refused(HTTPStatus.SERVICE_UNAVAILABLE, "too many connections")
+            raise Refused(HTTPStatus.SERVICE_UNAVAILABLE, "too many connections")
         if request.client and not self._addresses.take(network(request.client[0])):
-            raise _Refused(HTTPStatus.SERVICE_UNAVAILABLE, "address asks too often")
+            raise Refused(HTTPStatus.SERVICE_UNAVAILABLE, "address asks too often")
         if not request.verb:
-            raise _Refused(HTTPStatus.NOT_FOUND, "no such verb")
+            raise Refused(HTTPStatus.NOT_FOUND, "no such verb")
         if sum(len(name) + len(value) for name, value in headers) > self._limits.header_bytes:
-            raise _Refused(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "headers too large")
-        length = _declared_length(headers, self._limits.body_bytes)
+            raise Refused(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "headers too large")
+        length = declared_length(headers, self._limits.body_bytes)
         if not self._log.ready():
-            raise _Refused(HTTPStatus.SERVICE_UNAVAILABLE, "log cannot be written")
+            raise Refused(HTTPStatus.SERVICE_UNAVAILABLE, "log cannot be written")
         try:
             request.caller = self._access.identify(headers)
         except MembersUnreadable as error:
-            raise _Refused(HTTPStatus.SERVICE_UNAVAILABLE, "members cannot be read") from error
+            raise Refused(HTTPStatus.SERVICE_UNAVAILABLE, "members cannot be read") from error
         if request.caller.refused:
-            raise _Refused(HTTPStatus.UNAUTHORIZED, request.caller.refused)
+            raise Refused(HTTPStatus.UNAUTHORIZED, request.caller.refused)
         digest = request.caller.digest
         if not self._nodes.take(digest):
-            raise _Refused(HTTPStatus.SERVICE_UNAVAILABLE, "node asks too often")
+            raise Refused(HTTPStatus.SERVICE_UNAVAILABLE, "node asks too often")
         if self._running.total >= self._limits.in_flight or self._running.of(digest) >= self._limits.in_flight_per_node:
-            raise _Refused(HTTPStatus.SERVICE_UNAVAILABLE, "too many requests at once")
+            raise Refused(HTTPStatus.SERVICE_UNAVAILABLE, "too many requests at once")
         self._running.add(digest)
         try:
             await self._forward(request, headers, length, receive, send)
@@ -179,11 +121,11 @@ class Gate:
             self._running.remove(digest)
 
     async def _forward(
-        self, request: _Request, headers: list[tuple[bytes, bytes]], length: int, receive: Receive, send: Send
+        self, request: Request, headers: list[tuple[bytes, bytes]], length: int, receive: Receive, send: Send
     ) -> None:
         if self._upstream is None:
-            raise _Refused(HTTPStatus.SERVICE_UNAVAILABLE, "not started")
-        passed = [(name, value) for name, value in headers if name in _QUESTIONS]
+            raise Refused(HTTPStatus.SERVICE_UNAVAILABLE, "not started")
+        passed = [(name, value) for name, value in headers if name in PASSED_HEADERS]
         passed += [(b"content-length", str(length).encode()), (b"accept-encoding", b"identity")]
         body = self._body(request, receive)
         async with self._upstream.stream("POST", self._base + request.verb, headers=passed, content=body) as answer:
@@ -196,20 +138,20 @@ class Gate:
                 await send({"type": "http.response.body", "body": piece, "more_body": True})
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def _body(self, request: _Request, receive: Receive) -> AsyncIterator[bytes]:
+    async def _body(self, request: Request, receive: Receive) -> AsyncIterator[bytes]:
         more = True
         while more:
             message = await receive()
             if message["type"] == "http.disconnect":
-                raise _Refused(CLIENT_GONE, "client gone")
+                raise Refused(CLIENT_GONE, "client gone")
             piece, more = message.get("body", b""), message.get("more_body", False)
             request.bytes_in += len(piece)
             if request.bytes_in > self._limits.body_bytes:
-                raise _Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "body too large")
+                raise Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "body too large")
             if piece:
                 yield piece
 
-    async def _refuse(self, request: _Request, send: Send, refusal: _Refused) -> None:
+    async def _refuse(self, request: Request, send: Send, refusal: Refused) -> None:
         """Answer, if nothing was answered yet; else cut the answer off, so that nobody takes it for whole."""
         began, request.status, request.reason = request.status != 0, refusal.status, refusal.reason
         if began or refusal.status == CLIENT_GONE:
@@ -229,36 +171,3 @@ class Gate:
         while True:
             await asyncio.sleep(TICK_S)
             self._log.tick()
-
-
-def _observe(scope: Scope) -> _Request:
-    method, raw = str(scope["method"]), bytes(scope.get("raw_path") or b"")
-    target = raw + (b"?" + scope["query_string"] if scope["query_string"] else b"")
-    verb = _PATHS.get(target, "") if method == "POST" else ""
-    client = scope.get("client")
-    peer = (str(client[0]), int(client[1])) if client else None
-    return _Request(client=peer, verb=verb, shown=verb or harmless(method, target), started=time.monotonic())
-
-
-def _declared_length(headers: list[tuple[bytes, bytes]], limit: int) -> int:
-    """How long the body is; a request that does not say so beforehand is refused."""
-    lengths = [value for name, value in headers if name == b"content-length"]
-    if len(lengths) != 1 or not lengths[0].isdigit() or any(name == b"transfer-encoding" for name, _ in headers):
-        raise _Refused(HTTPStatus.LENGTH_REQUIRED, "no length")
-    if len(lengths[0]) > len(str(limit)) or int(lengths[0]) > limit:
-        raise _Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "body too large")
-    return int(lengths[0])
-
-
-def _entry(request: _Request) -> Entry:
-    return Entry(
-        address=request.client[0] if request.client else "",
-        verb=request.shown,
-        status=request.status,
-        reason=request.reason,
-        bytes_in=request.bytes_in,
-        bytes_out=request.bytes_out,
-        seconds=time.monotonic() - request.started,
-        node=request.caller.name,
-        key=request.caller.key,
-    )

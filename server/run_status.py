@@ -21,10 +21,11 @@ from server.submission import Submission, read_submission
 from server.upstate import read_up
 
 State = Literal["starting", "waiting", "running", "completed", "failed", "stopped", "interrupted"]
+LAST_WORDS_S: Final = 2.0
+"""How long a ServerApp that let go of its lock may take to write its outcome."""
 ENDED: Final[frozenset[State]] = frozenset({"completed", "failed", "stopped", "interrupted"})
 UNKNOWN_ERROR: Final = "Unknown"
 
-_LAST_WORDS_S = 1.0
 _LOOK_AGAIN_S = 0.1
 
 FlowerRuns = Callable[[], dict[str, FlowerRun]]
@@ -70,16 +71,20 @@ class RunStatus(Settings):
         }.get(self.state, self.state)
 
 
-def run_status(run_dir: Path, *, flower_runs: FlowerRuns) -> RunStatus:
+def run_status(run_dir: Path, *, flower_runs: FlowerRuns, patience_s: float = 0.0) -> RunStatus:
     """How the run in this directory fares.
 
     Args:
         run_dir: A directory that `server.submission.prepare` wrote.
         flower_runs: What Flower says; asked only if the files do not tell. Raises BackendFailed if nobody answers.
+        patience_s: How long to wait for the last word of a ServerApp that seems to have died; `LAST_WORDS_S` for one
+            that was at work a moment ago.
     """
     submission, works = read_submission(run_dir), is_at_work(run_dir)
-    outcome, progress = read_outcome(run_dir), read_progress(run_dir)
-    state, error = _state(run_dir, submission, works=works, outcome=outcome, progress=progress, flower_runs=flower_runs)
+    progress = read_progress(run_dir)
+    state, error = _state(
+        run_dir, submission, works=works, progress=progress, flower_runs=flower_runs, patience_s=patience_s
+    )
     result = read_result(run_dir)
     shown: dict[str, Any] = {}
     if progress is not None:
@@ -136,27 +141,26 @@ def _state(
     submission: Submission,
     *,
     works: bool,
-    outcome: Outcome | None,
     progress: Progress | None,
     flower_runs: FlowerRuns,
+    patience_s: float,
 ) -> tuple[State, str]:
     """The state and the name of the error."""
-    if outcome is not None:
-        return _ended(outcome)
-    if works:
-        waits = progress is None or progress.stage == "join"
-        return ("waiting" if waits else "running"), ""
-    if not (run_dir / RESULT_FILE).exists() and _may_start(submission, progress, flower_runs):
-        return "starting", ""
-    # A ServerApp that has just ended writes its outcome a moment after it let go of the lock.
-    deadline = time.monotonic() + _LAST_WORDS_S
-    while (late := read_outcome(run_dir)) is None and time.monotonic() < deadline:
+    deadline = time.monotonic() + patience_s
+    while True:
+        outcome = read_outcome(run_dir)
+        if outcome is not None:
+            return _ended(outcome)
+        if works:
+            waits = progress is None or progress.stage == "join"
+            return ("waiting" if waits else "running"), ""
+        closed = (run_dir / RESULT_FILE).exists()
+        if not closed and _may_start(submission, progress, flower_runs):
+            return "starting", ""
+        if time.monotonic() >= deadline:
+            # Dead between its result and its last word, it cannot be resumed, and nobody knows what it would have said.
+            return ("failed", UNKNOWN_ERROR) if closed else ("interrupted", "")
         time.sleep(_LOOK_AGAIN_S)
-    if late is not None:
-        return _ended(late)
-    if (run_dir / RESULT_FILE).exists():  # it died between its result and its last word, and cannot be resumed
-        return "failed", UNKNOWN_ERROR
-    return "interrupted", ""
 
 
 def _ended(outcome: Outcome) -> tuple[State, str]:

@@ -21,7 +21,7 @@ from server.lock import exclusive
 from server.moments import utc_now
 from server.outcome import read_outcome, remove_outcome
 from server.pki import loopback_files
-from server.run_status import ENDED, RunStatus, asks_flower, read_result, run_status
+from server.run_status import ENDED, LAST_WORDS_S, RunStatus, asks_flower, read_result, run_status
 from server.rundir import STOP_FILE, RunSettings
 from server.submission import note_hand_over, read_submission
 from server.superlink import FlowerDirectory, run_output, submit_run
@@ -78,7 +78,7 @@ def wait_for_end(root: Path, run_dir: Path, *, tell: Tell) -> RunStatus:
     """Follow a run until it ends, one line for each step; returns how it fares then."""
     told, flower_runs = "", asks_flower(root)
     while True:
-        status = run_status(run_dir, flower_runs=flower_runs)
+        status = run_status(run_dir, flower_runs=flower_runs, patience_s=LAST_WORDS_S)
         line = _progress_line(status)
         if line != told:
             told = line
@@ -185,11 +185,13 @@ def _last_words(root: Path, run_dir: Path) -> str:
 
 def _wait_at_most(root: Path, run_dir: Path, timeout_s: float) -> RunStatus | None:
     deadline, flower_runs = time.monotonic() + timeout_s, asks_flower(root)
-    while (status := run_status(run_dir, flower_runs=flower_runs)).state not in ENDED:
+    while True:
+        status = run_status(run_dir, flower_runs=flower_runs, patience_s=LAST_WORDS_S)
+        if status.state in ENDED:
+            return status
         if time.monotonic() > deadline:
             return None
         time.sleep(_LOOK_AGAIN_S)
-    return status
 
 
 def _patience_s(run_dir: Path) -> float:

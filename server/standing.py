@@ -3,7 +3,7 @@
 from typing import Final
 
 from common import errors
-from common.errors import FederationError, QuorumLost
+from common.errors import FederationError, QuorumLost, RunStopped
 from common.journal import Journal
 from common.model import initial_parameters
 from common.privacy.witness import SignedHead
@@ -17,7 +17,7 @@ from server.introductions import Introductions
 from server.mailbox import Exchange, Mailbox
 from server.moments import time_text, utc_now
 from server.progress import Progress, Stage, write_progress
-from server.rundir import PreparedRun
+from server.rundir import STOP_FILE, PreparedRun
 
 NOBODY: Final[tuple[str, ...]] = ()
 
@@ -37,6 +37,7 @@ class Standing:
     def __init__(self, run: PreparedRun, exchange: Exchange, *, journal: Journal | None) -> None:
         manifest = run.manifest
         self._run = run
+        self._journal = journal
         self._store = CheckpointStore(run)
         self.mailbox = Mailbox(run, exchange, journal=journal)
         self.introductions = Introductions(manifest, run.trust)
@@ -106,6 +107,20 @@ class Standing:
             waiting_for=waiting_for,
         )
         write_progress(self._run.root, progress)
+
+    def refuse_if_stopped(self) -> None:
+        """Return only if nobody asked for the run to be stopped; else raise RunStopped."""
+        if (self._run.root / STOP_FILE).exists():
+            done, planned = self.state.rounds, self._run.manifest.rounds
+            raise RunStopped(
+                f"the run was stopped after {done} of {planned} rounds; it is closed at the sites",
+                hint="the model so far is released; what was charged stays charged" if done else "",
+            )
+
+    def log(self, event: str, **fields: str | int | list[str]) -> None:
+        """Write a line of the run's log."""
+        if self._journal is not None:
+            self._journal.write(event, run=self._run.manifest.run_id, **fields)
 
     def _checkpoint(self) -> Checkpoint:
         failure = self.failure

@@ -240,7 +240,7 @@ def bench_deployment(
 ) -> None:
     """Real processes on loopback: seconds an exchange beside stock Flower, memory of agent, courier and coordinator.
 
-    Cases: exchange, head, updates, sums, coordinator, agent, many. All of them take some minutes and several GB of memory.
+    Cases: exchange, head, updates, sums, coordinator, agent, many. All of them take minutes and several GB of memory.
     """
     from simulations.bench.deployment import run_bench
 

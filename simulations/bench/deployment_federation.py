@@ -91,8 +91,8 @@ def measure_many(sites: int, rounds: int, progress: Progress) -> Federated:
 
 def measure_coordinator(sites: int, progress: Progress) -> Federated:
     """Rounds with updates of 11 MB: a network of 2.75 million parameters, all of them trained."""
-    plan = _plan(LARGE_FEATURES, rounds=3, sites=sites, hidden=LARGE_HIDDEN)
-    progress(f"coordinator: 3 real rounds of 11 MB updates, {sites} sites")
+    plan = _plan(LARGE_FEATURES, rounds=2, sites=sites, hidden=LARGE_HIDDEN)
+    progress(f"coordinator: 2 real rounds of 11 MB updates, {sites} sites")
     return _federated(plan, sites)
 
 

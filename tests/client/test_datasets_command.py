@@ -264,6 +264,6 @@ def test_pictures_become_features_of_the_weights_that_a_plan_pins(
 def test_a_picture_outside_the_directory_is_not_read(home: SiteHome, pictures: Path, weights: Path) -> None:
     (pictures / "0.png").rename(pictures.parent / "elsewhere.png")
     (pictures / "0.png").symlink_to(pictures.parent / "elsewhere.png")
-    with pytest.raises(DataRefused, match="picture [12] of 2 lies outside the data directory"):
+    with pytest.raises(DataRefused, match=r"picture [12] of 2 lies outside the data directory"):
         add(home, pictures, schema=PICTURED, weights=weights)
     assert charged(home) == b""

@@ -1,9 +1,10 @@
 import stat
+import threading
 from pathlib import Path
 
 import pytest
 
-from client.home import SiteHome, create_home, open_home
+from client.home import SiteHome, create_home, open_home, read_signed_file
 from common.crypto.keys import SigningKey
 from common.errors import ConfigurationError, OutputExists, TrustError
 from common.trust import TrustFile
@@ -144,3 +145,29 @@ def test_an_edited_list_of_approvals_is_found(home: SiteHome) -> None:
     path.write_bytes(path.read_bytes().replace(b"sha256:aa", b"sha256:bb"))
     with pytest.raises(TrustError):
         home.approvals()
+
+
+def test_a_policy_is_signed_at_every_moment_of_its_replacement(home: SiteHome) -> None:
+    """Somebody who reads between two writes finds the old policy or the new one, never a forgery."""
+    old, new = POLICY, POLICY + b"# a note\n"
+    home.install_policy(old)
+    first = (home.root / "policy.sig").read_bytes()
+    seen: list[bytes] = []
+    stop = threading.Event()
+
+    def read() -> None:
+        while not stop.is_set():
+            seen.append(read_signed_file(home.root / "policy.toml", "policy", key=home.identity.public_key, site="n"))
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    try:
+        for _ in range(20):
+            home.install_policy(new)
+            home.install_policy(old)
+    finally:
+        stop.set()
+        reader.join()
+    assert set(seen) <= {old, new}
+    assert seen
+    assert (home.root / "policy.sig").read_bytes() == first

@@ -11,7 +11,7 @@ from client.data.catalogue import Dataset, enter_dataset
 from client.decisions import Decisions, read_decisions
 from client.home import SiteHome
 from client.plan_decision import approve_plan
-from client.plan_review import Subject, find_subject, review
+from client.plan_review import Subject, decided_digest, find_subject, review
 from client.plan_review_text import offers_text, review_text, short
 from client.plans import MOST_OFFERS, find_digest, keep_offer, offer_rows, read_offers
 from client.site_view import SiteView
@@ -485,3 +485,9 @@ def test_an_evaluation_counts_towards_what_is_approved_by_itself(tmp_path: Path)
     federation = make_federation(tmp_path / "run", plan=TrainingPlan.model_validate(document))
     automatic(federation, auto_approve_up_to_epsilon=3.05)
     assert offer(federation).name == "PlanNotApproved"
+
+
+def test_a_plan_that_was_decided_on_and_is_kept_no_more_can_still_be_rejected(federation: Federation) -> None:
+    site = SiteView.open(federation.homes[SITE].root)
+    assert site.offers().offers == ()
+    assert decided_digest(site, short(federation.plan.digest)) == federation.plan.digest

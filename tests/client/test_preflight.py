@@ -574,6 +574,18 @@ def test_the_document_names_every_finding_and_says_whether_the_node_is_ready(hom
     assert set(document["findings"][0]) == {"check", "looked_at", "verdict", "found", "mend"}
 
 
+def test_the_document_has_the_fields_that_formats_md_shows(home):
+    page = (Path(__file__).parents[2] / "common" / "FORMATS.md").read_text(encoding="utf-8")
+    section = page.partition("## `fedward site check --format json`")[2]
+    example = json.loads(section.partition("```json\n")[2].partition("```")[0])
+    premises = premises_of(home)
+    document = check_document(premises, looked(premises, "home"))
+    assert document.keys() == example.keys()
+    assert document["findings"][0].keys() == example["findings"][0].keys()
+    finding = skew_finding(20.0, looked_at=example["findings"][0]["looked_at"])
+    assert finding.to_json() == example["findings"][0]
+
+
 def test_a_name_that_others_wrote_cannot_begin_a_line_of_its_own():
     finding = Finding(check="x", looked_at="y", verdict=Verdict.WRONG, found="a\x1b[2Jb\nok", mend="")
     assert "\x1b" not in check_text([finding])

@@ -41,6 +41,8 @@ from server.outcome import read_outcome
 from server.progress import read_progress
 from server.proposals import Proposals
 from server.rundir import RunSettings
+from server.submission import read_submission
+from server.upstate import UpState
 from simulations.attack_bounds import Guesses
 from simulations.bench.result import BenchResult, BenchRow
 from simulations.scenario import load_scenario
@@ -326,6 +328,17 @@ def test_every_field_of_a_checkpoint_and_every_setting_of_a_run_is_on_the_page()
     assert {name for name in Checkpoint.model_fields if f"`{name}`" not in section} == {"version"}
     (settings,) = re.findall(r"^\| `run\.json` \| (.*) \|$", PAGE, re.MULTILINE)
     assert settings == ", ".join(f"`{name}`" for name in RunSettings.model_fields)
+
+
+def test_the_example_of_a_coordinator_that_is_up_is_in_canonical_form():
+    state = parse_json_settings(example("up"), UpState, source="the example")
+    assert canonical_json(state.model_dump(mode="json")) == example("up")
+
+
+def test_the_example_submission_is_read(tmp_path):
+    example_file("submission", tmp_path, "submission.json")
+    submission = read_submission(tmp_path)
+    assert canonical_json(submission.model_dump(mode="json")) == example("submission")
 
 
 def test_the_example_log_has_allow_listed_fields_only():

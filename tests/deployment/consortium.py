@@ -220,6 +220,39 @@ class Consortium:
         runs = self.server_home / "runs"
         return sorted(entry.name for entry in runs.iterdir()) if runs.exists() else []
 
+    def begin(self, plan: Path, *options: str) -> str:
+        """Start a run and come back at once; its identifier."""
+        arguments = ["server", "run", plan, "--detach", "--home", self.server_home, "--format", "json", *options]
+        return str(self.server.must(*arguments).document()["run_id"])
+
+    def rounds(self, run_id: str) -> int:
+        """Rounds that a run has done."""
+        return int(self.progress(run_id).get("rounds", 0))
+
+    def state(self, run_id: str) -> str:
+        """How the coordinator says that a run fares."""
+        listed = self.server.must("server", "runs", "--home", self.server_home, "--format", "json").document()
+        return str(next(found["state"] for found in listed["runs"] if found["run_id"] == run_id))
+
+    def finish(self, run_id: str, *, timeout_s: float = 150.0) -> str:
+        """Wait for the end of a run; its state."""
+        ends = ("result.json", "outcome.json")
+        run_dir = self.server_home / "runs" / run_id
+        wait_until(lambda: any((run_dir / end).exists() for end in ends), what=f"{run_id} to end", timeout_s=timeout_s)
+        wait_until(lambda: self.state(run_id) not in ("starting", "running", "waiting", "stopping"), what=f"{run_id} to be over")
+        return self.state(run_id)
+
+    def charged(self, site: str) -> int:
+        """How many attempts stand in a site's ledger, whatever came of them."""
+        lines = (self.home(site) / "ledger.jsonl").read_bytes().splitlines()
+        return sum(json.loads(line)["kind"] == "reserve" for line in lines)
+
+    def kill(self, process_id: int, number: int = signal.SIGKILL) -> None:
+        """Signal one of this consortium's own processes."""
+        if process_id not in {process.process_id for process in family(self.mark)}:
+            raise ProcessLookupError(f"{process_id} is none of this consortium's processes")
+        os.kill(process_id, number)
+
     def budget(self, site: str) -> dict[str, Any]:
         """What the site itself says of its budget."""
         return self.sites[site].must("site", "budget", "--home", self.home(site), "--format", "json").document()

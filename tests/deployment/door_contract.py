@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
-from server.gate import VERBS
+from server.fleet_request import VERBS
 from server.pki import renew_server
 from tests.deployment.gateway_house import PASSPHRASE, House, house, raw_request, wait_for_line, wait_until
 

@@ -42,10 +42,7 @@ from server.setup import set_up
 PASSPHRASE = b"correct horse battery staple"
 ACTOR = Actor(name="tester", role="coordinator")
 START_S = 90.0
-GATEWAY = (
-    "import sys; from pathlib import Path; from server.gateway import serve_gateway; "
-    "serve_gateway(Path(sys.argv[1]), superlink=sys.argv[2])"
-)
+FEDWARD = str(Path(sys.executable).parent / "fedward")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -213,7 +210,7 @@ class House:
 
     def start_gateway(self, name: str = "gateway", *, root: Path | None = None) -> str:
         """Start a gateway on a port that the kernel picks; returns `localhost:port`."""
-        process = self.start(name, [sys.executable, "-c", GATEWAY, str(root or self.root), self.superlink])
+        process = self.start(name, gateway_command(root or self.root, self.superlink))
         wait_until(
             lambda: "gateway ready on" in process.text() or process.child.poll() is not None,
             what=name,
@@ -231,6 +228,11 @@ class House:
     def wait_for_line(self, root: Path | None = None, **fields: object) -> dict[str, Any]:
         """The newest line of the gateway's log with these fields; an answer may be there before its line."""
         return wait_for_line((root or self.root) / "gateway.jsonl", **fields)
+
+
+def gateway_command(root: Path, superlink: str) -> list[str]:
+    """How `fedward server up` starts the gateway."""
+    return [FEDWARD, "server", "gateway", "--home", str(root), "--superlink", superlink]
 
 
 @contextmanager

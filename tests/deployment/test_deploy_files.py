@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from server.gate import VERBS
+from server.fleet_request import VERBS
 
 ROOT = Path(__file__).parents[2]
 SERVER, CLIENT = ROOT / "server/deploy", ROOT / "client/deploy"

@@ -5,7 +5,6 @@ import re
 import socket
 import ssl
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ import pytest
 
 from server.pki import issue_client
 from tests.deployment.door_contract import DoorContract, ssl_context
-from tests.deployment.gateway_house import GATEWAY, PASSPHRASE, House, Node, house
+from tests.deployment.gateway_house import PASSPHRASE, House, Node, gateway_command, house
 
 pytestmark = pytest.mark.deployment
 
@@ -229,9 +228,10 @@ def test_sigterm_ends_it_after_the_requests_under_way_and_writes_the_sums(shared
 def test_a_port_that_is_taken_is_an_error_that_says_so(shared: House, gateway: str) -> None:
     taken = gateway.replace("localhost", "127.0.0.1")
     root = shared.copy_of("second", listen=taken)
-    command = [sys.executable, "-c", GATEWAY, str(root), shared.superlink]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode != 0
+    done = subprocess.run(
+        gateway_command(root, shared.superlink), capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 3
     assert f"listen = '{taken}': cannot be bound" in done.stderr
 
 

@@ -1,4 +1,4 @@
-"""What the gateway is made of: limits, log, members, and what of a request reaches SuperLink."""
+"""Whom the gateway lets in, and what of a request reaches SuperLink."""
 
 import asyncio
 import json
@@ -15,170 +15,19 @@ from typing import Any
 import httpx
 import pytest
 import uvicorn
-from hypothesis import given
-from hypothesis import strategies as st
 from starlette.types import Receive, Scope, Send
 
 from common.errors import ConfigurationError
 from server.gateway import gateway_app, server_config
-from server.gateway_log import LONGEST_TARGET, Entry, GatewayLog, harmless
+from server.gateway_log import GatewayLog
 from server.gateway_tls import Certificates
-from server.limits import Buckets, Counter, Limits, network
+from server.limits import Limits
 from server.listener import Listener
 from server.node_access import MembersUnreadable, NodeAccess
 from server.pki import server_files
-from tests.deployment.gateway_house import House, Node, house, wait_for_line
+from tests.deployment.gateway_house import House, Node, house, read_lines, wait_for_line
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
-
-
-class Clock:
-    """A clock that a test sets."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-class TestBuckets:
-    @given(st.lists(st.floats(min_value=0, max_value=3), min_size=1, max_size=50))
-    def test_never_more_than_burst_and_rate_allow(self, pauses: list[float]) -> None:
-        clock = Clock()
-        buckets = Buckets(rate=2, burst=5, clock=clock)
-        taken = 0
-        for pause in pauses:
-            clock.now += pause
-            taken += buckets.take("node")
-            assert taken <= 5 + 2 * clock.now + 1e-9
-
-    def test_one_key_does_not_use_up_anothers(self) -> None:
-        buckets = Buckets(rate=1, burst=2, clock=Clock())
-        assert [buckets.take("a") for _ in range(3)] == [True, True, False]
-        assert buckets.take("b")
-
-    def test_a_rate_below_one_a_second_still_allows_the_first(self) -> None:
-        assert Buckets(rate=0.1, burst=0.2, clock=Clock()).take("a")
-
-    def test_memory_is_bounded_and_those_who_ask_are_remembered(self) -> None:
-        buckets = Buckets(rate=1, burst=1, clock=Clock(), keep=10)
-        assert buckets.take("steady")
-        for number in range(100):
-            assert not buckets.take("steady")
-            assert buckets.take(str(number))
-
-
-@pytest.mark.parametrize(
-    ("address", "together"),
-    [
-        ("192.0.2.7", "192.0.2.7"),
-        ("::ffff:192.0.2.7", "192.0.2.7"),
-        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
-        ("fe80::1%eth0", "fe80::/64"),
-        ("nonsense", "nonsense"),
-    ],
-)
-def test_addresses_of_one_subscriber_are_limited_together(address: str, together: str) -> None:
-    assert network(address) == together
-
-
-def test_a_counter_forgets_keys_without_any() -> None:
-    counter = Counter()
-    counter.add("a")
-    counter.add("a")
-    counter.remove("a")
-    assert (counter.of("a"), counter.total) == (1, 1)
-    counter.remove("a")
-    assert (counter.of("a"), counter.total) == (0, 0)
-
-
-class TestLog:
-    @pytest.fixture
-    def clock(self) -> Clock:
-        return Clock()
-
-    @pytest.fixture
-    def log(self, tmp_path: Path, clock: Clock) -> Iterator[GatewayLog]:
-        opened = GatewayLog(tmp_path / "gateway.jsonl", clock=lambda: NOON, monotonic=clock)
-        yield opened
-        opened.close()
-
-    @staticmethod
-    def lines(tmp_path: Path) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in (tmp_path / "gateway.jsonl").read_text().splitlines()]
-
-    def test_a_line_is_what_the_formats_say(self, log: GatewayLog, tmp_path: Path) -> None:
-        log.write(Entry(address="192.0.2.7", verb="push-object", status=200, bytes_in=9, node="east", key="0" * 12))
-        assert self.lines(tmp_path) == [
-            {
-                "v": 1,
-                "time": "2026-01-01T12:00:00.000Z",
-                "address": "192.0.2.7",
-                "verb": "push-object",
-                "status": 200,
-                "reason": "",
-                "bytes_in": 9,
-                "bytes_out": 0,
-                "seconds": 0.0,
-                "node": "east",
-                "key": "0" * 12,
-                "times": 1,
-            }
-        ]
-
-    def test_polls_are_summed_for_a_minute(self, log: GatewayLog, tmp_path: Path, clock: Clock) -> None:
-        for _ in range(300):
-            log.write(Entry(address="192.0.2.7", verb="pull-messages", status=200, bytes_in=12, node="east"))
-        log.tick()
-        assert self.lines(tmp_path) == []
-        clock.now = 60
-        log.tick()
-        (line,) = self.lines(tmp_path)
-        assert (line["times"], line["bytes_in"], line["node"]) == (300, 3600, "east")
-
-    def test_a_poll_that_failed_is_not_summed_with_those_that_did_not(self, log: GatewayLog, tmp_path: Path) -> None:
-        log.write(Entry(address="192.0.2.7", verb="pull-messages", status=401))
-        assert self.lines(tmp_path)[0]["status"] == 401
-
-    def test_a_flood_of_refusals_is_counted_and_fills_no_disk(
-        self, log: GatewayLog, tmp_path: Path, clock: Clock
-    ) -> None:
-        for number in range(5000):
-            log.write(Entry(address="192.0.2.7", verb=f"GET /{number}", status=404, reason="no such verb"))
-        log.close()
-        lines = self.lines(tmp_path)
-        assert len(lines) == 101
-        assert sum(line["times"] for line in lines) == 5000
-
-    def test_a_flood_from_one_address_hides_no_refusal_of_another(self, log: GatewayLog, tmp_path: Path) -> None:
-        for _ in range(500):
-            log.write(Entry(address="192.0.2.7", status=404, reason="no such verb"))
-        log.write(Entry(address="192.0.2.8", status=401, reason="revoked", node="east"))
-        assert self.lines(tmp_path)[-1]["node"] == "east"
-
-    def test_it_goes_on_in_a_new_file_after_rotation(self, log: GatewayLog, tmp_path: Path) -> None:
-        log.write(Entry(address="a", status=404))
-        os.rename(tmp_path / "gateway.jsonl", tmp_path / "gateway.jsonl.1")
-        log.write(Entry(address="b", status=404))
-        assert [line["address"] for line in self.lines(tmp_path)] == ["b"]
-
-    def test_on_a_full_disk_it_says_that_it_is_not_ready(self) -> None:
-        log = GatewayLog(Path("/dev/full"))
-        assert log.ready()
-        log.write(Entry(address="a", status=404))
-        assert not log.ready()
-        log.close()
-
-    def test_a_link_in_its_place_is_not_followed(self, tmp_path: Path) -> None:
-        (tmp_path / "gateway.jsonl").symlink_to(tmp_path / "elsewhere")
-        with pytest.raises(ConfigurationError, match="cannot be written"):
-            GatewayLog(tmp_path / "gateway.jsonl")
-
-    @given(st.binary(max_size=300), st.text(max_size=20))
-    def test_what_strangers_asked_for_is_printable_and_short(self, target: bytes, method: str) -> None:
-        shown = harmless(method, target)
-        assert shown.isprintable() and len(shown) <= LONGEST_TARGET
 
 
 @pytest.fixture(scope="module")
@@ -519,5 +368,5 @@ def test_connections_beyond_the_limit_are_answered_503_and_far_beyond_it_closed(
         for each in (*held, last):
             each.close()
     log.close()
-    refused = [line for line in TestLog.lines(tmp_path) if line["reason"] == "too many connections"]
+    refused = [line for line in read_lines(tmp_path / "gateway.jsonl") if line["reason"] == "too many connections"]
     assert {line["status"] for line in refused} == {0, 503}

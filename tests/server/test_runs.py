@@ -3,6 +3,7 @@ import shutil
 import threading
 import tomllib
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -264,20 +265,25 @@ def test_a_last_word_that_comes_a_moment_after_the_lock_was_let_go_is_heard(run_
     timer = threading.Timer(0.2, last_word)
     timer.start()
     try:
-        assert run_status(run_dir, flower_runs=_nobody_asks).state == "completed"
+        assert run_status(run_dir, flower_runs=_nobody_asks, patience_s=60).state == "completed"
     finally:
         timer.join()
 
 
 def _ended(run_dir: Path, error: Exception | None) -> RunStatus:
     _close(run_dir, 0 if error else 6)
-    try:
-        with outcome_written(run_dir):
-            if error is not None:
-                raise error
-    except type(error) if error else ():
-        pass
+    with suppress(QuorumLost, RunStopped), outcome_written(run_dir):
+        if error is not None:
+            raise error
     return run_status(run_dir, flower_runs=_nobody_asks)
+
+
+def test_a_server_app_that_died_between_result_and_last_word_did_not_complete(home: ServerHome, run_dir: Path) -> None:
+    _close(run_dir, 6)
+    status = run_status(run_dir, flower_runs=_nobody_asks)
+    assert (status.words, status.closed) == ("failed Unknown", True)
+    with pytest.raises(BackendFailed):
+        raise_if_failed(home.root, run_dir, status)
 
 
 def test_a_failed_run_raises_its_very_error_again(home: ServerHome, run_dir: Path) -> None:

@@ -88,7 +88,7 @@ def test_forgetting_the_state_removes_the_journals_of_the_database_too(tmp_path:
 def test_a_superlink_that_is_not_there_is_a_backend_failure(pki: Path) -> None:
     control = FlowerControl(f"127.0.0.1:{free_port()}", authority=pki / "ca.crt")
     assert not control.is_healthy()
-    with pytest.raises(BackendFailed, match="does not answer on 127.0.0.1"):
+    with pytest.raises(BackendFailed, match=r"does not answer on 127\.0\.0\.1"):
         control.nodes()
 
 
