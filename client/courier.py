@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from random import SystemRandom
+from secrets import SystemRandom
 from typing import Final
 
 import httpx

@@ -112,7 +112,7 @@ def load_run(root: Path, *, passphrase: bytes) -> PreparedRun:
     trust = read_trust(root / "trust.json")
     try:
         key = SigningKey.from_pem((root / "coordinator.pem").read_bytes(), passphrase)
-        sealed, content = (root / "storage.key").read_bytes(), (root / "run.json").read_bytes()
+        content = (root / "run.json").read_bytes()
     except OSError as error:
         raise ConfigurationError(f"{root}: no prepared run, or its files cannot be read") from error
     if key.public_key != trust.coordinator_key:
@@ -125,6 +125,16 @@ def load_run(root: Path, *, passphrase: bytes) -> PreparedRun:
         manifest=parse_json_settings(canonical_json(manifest), Manifest, source="manifest.json"),
         trust=trust,
         key=key,
-        storage=StorageKey.from_sealed_bytes(sealed, passphrase),
+        storage=_storage_key(root / "storage.key", passphrase),
         settings=parse_json_settings(content, RunSettings, source="run.json"),
     )
+
+
+def _storage_key(path: Path, passphrase: bytes) -> StorageKey:
+    """The key of the run's checkpoints; a run that was prepared before there were any gets one now."""
+    try:
+        return StorageKey.from_sealed_bytes(path.read_bytes(), passphrase)
+    except FileNotFoundError:
+        storage = StorageKey.generate()
+        write_atomic(path, storage.to_sealed_bytes(passphrase))
+        return storage

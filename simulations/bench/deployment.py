@@ -156,9 +156,7 @@ def coordinator_rows(few: Federated, many: Federated) -> list[BenchRow]:
 def agent_rows(found: AgentMemory) -> list[BenchRow]:
     """An agent that also holds a SqueezeNet and has computed features with it."""
     return [
-        _row(
-            "agent with a SqueezeNet, after 48 pictures: RSS", found.held_bytes / MEGABYTE, "MB", AGENT_GOAL_MB
-        ),
+        _row("agent with a SqueezeNet, after 48 pictures: RSS", found.held_bytes / MEGABYTE, "MB", AGENT_GOAL_MB),
         _row("agent with a SqueezeNet: peak RSS", found.peak_bytes / MEGABYTE, "MB", AGENT_GOAL_MB, soft=True),
     ]
 

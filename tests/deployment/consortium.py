@@ -239,7 +239,8 @@ class Consortium:
         ends = ("result.json", "outcome.json")
         run_dir = self.server_home / "runs" / run_id
         wait_until(lambda: any((run_dir / end).exists() for end in ends), what=f"{run_id} to end", timeout_s=timeout_s)
-        wait_until(lambda: self.state(run_id) not in ("starting", "running", "waiting", "stopping"), what=f"{run_id} to be over")
+        ended = ("completed", "failed", "stopped", "interrupted")
+        wait_until(lambda: self.state(run_id) in ended, what=f"{run_id} to be over", pause_s=1.0)
         return self.state(run_id)
 
     def charged(self, site: str) -> int:
@@ -355,13 +356,14 @@ def wait_until(
     what: str,
     timeout_s: float = START_TIMEOUT_S,
     says: Callable[[], str] = lambda: "",
+    pause_s: float = 0.05,
 ) -> None:
     """Return once `happens()` is true; raise TimeoutError with what there is to say otherwise."""
     deadline = time.monotonic() + timeout_s
     while not happens():
         if time.monotonic() > deadline:
             raise TimeoutError(f"waited {timeout_s:g} s for {what}\n{says()}")
-        time.sleep(0.05)
+        time.sleep(pause_s)
 
 
 def free_port() -> int:

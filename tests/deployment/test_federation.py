@@ -55,7 +55,7 @@ def test_a_run_waits_for_an_administrator_who_still_has_to_approve(running: Cons
         listed = west.must("site", "plans", "list", "--home", running.home("west"), "--format", "json").document()
         return [found["digest"] for found in listed["plans"] if found["state"] == "waiting"]
 
-    wait_until(offered, what="the plan to be offered to west")
+    wait_until(offered, what="the plan to be offered to west", pause_s=1.0)
     assert running.charged("east") == 6
     west.must("site", "plans", "approve", offered()[0], "--home", running.home("west"), "--population", POPULATION)
     assert running.finish(run_id) == "completed"
@@ -64,34 +64,34 @@ def test_a_run_waits_for_an_administrator_who_still_has_to_approve(running: Cons
 
 def test_killed_agent_courier_and_superlink_cost_neither_the_run_nor_a_second_charge(running: Consortium) -> None:
     before = {site: running.charged(site) for site in running.sites}
-    plan = running.plan("killed", training__rounds=24, training__learning_rate=0.25)
+    plan = running.plan("killed", training__rounds=12, training__learning_rate=0.25)
     running.approve_everywhere(plan)
     run_id = running.begin(plan)
-    for words, rounds in ((("site agent", "east"), 3), (("site courier", "north"), 7), (("flower-superlink",), 11)):
+    for words, rounds in ((("site agent", "east"), 2), (("site courier", "north"), 4), (("flower-superlink",), 7)):
         wait_until(lambda reached=rounds: running.rounds(run_id) >= reached, what=f"round {rounds}")
         killed = running.processes(*words)
         assert len(killed) == 1, (words, killed)
         running.kill(killed[0], signal.SIGKILL)
     assert running.finish(run_id) == "completed"
     result = json.loads((running.server_home / "runs" / run_id / "result.json").read_bytes())
-    assert result["rounds"] == 24
+    assert result["rounds"] == 12
     for site in running.sites:
         assert running.charged(site) - before[site] <= result["attempts"]
 
 
 def test_a_killed_serverapp_is_resumed_without_a_second_charge(running: Consortium) -> None:
     before = {site: running.charged(site) for site in running.sites}
-    plan = running.plan("resumed", training__rounds=16, training__learning_rate=0.125)
+    plan = running.plan("resumed", training__rounds=6, training__learning_rate=0.125)
     running.approve_everywhere(plan)
     run_id = running.begin(plan)
-    wait_until(lambda: running.rounds(run_id) >= 4, what="round 4")
+    wait_until(lambda: running.rounds(run_id) >= 3, what="round 3")
     for process in running.processes("flwr-serverapp"):
         running.kill(process, signal.SIGKILL)
-    wait_until(lambda: running.state(run_id) == "interrupted", what="the run to be called interrupted")
+    wait_until(lambda: running.state(run_id) == "interrupted", what="the run to be called interrupted", pause_s=1.0)
     running.server.must("server", "resume", run_id, "--home", running.server_home, timeout_s=200)
     assert running.state(run_id) == "completed"
     result = json.loads((running.server_home / "runs" / run_id / "result.json").read_bytes())
-    assert result["rounds"] == 16
+    assert result["rounds"] == 6
     for site in running.sites:
         assert running.charged(site) - before[site] == result["attempts"]
 
