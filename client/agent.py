@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self
+from typing import Literal, Self, TypeVar
 
 from google.protobuf.message import Message
 
@@ -25,7 +25,7 @@ from client.training.engine import ClippedSumEngine, choose_engine
 from client.update import expected_records
 from common import wire_pb2 as pb
 from common.crypto.masking import RunKeys
-from common.errors import FederationError, TrustError
+from common.errors import ConfigurationError, FederationError, TrustError
 from common.exits import NAMES_THAT_TRAVEL, UNAVAILABLE, PublicSizes, check_reply
 from common.journal import Journal
 from common.plan import Manifest, ModelSection, TrainingPlan
@@ -47,6 +47,7 @@ from common.wire import (
 
 Device = Literal["auto", "cpu", "cuda"]
 EngineChoice = Callable[[ModelSection, int], tuple[ClippedSumEngine, str]]
+_Offered = TypeVar("_Offered", TrainingPlan, Manifest)
 
 
 class SiteAgent:
@@ -175,8 +176,8 @@ class SiteAgent:
 
     def _join(self, envelope: pb.Envelope) -> pb.Joined:
         offer = read_body(envelope, pb.Offer)
-        plan = parse_json_settings(offer.plan, TrainingPlan, source="the offered plan")
-        manifest = parse_json_settings(offer.manifest, Manifest, source="the offered manifest")
+        plan = self._offered(offer.plan, TrainingPlan, run_id=envelope.run_id)
+        manifest = self._offered(offer.manifest, Manifest, run_id=envelope.run_id)
         if manifest.run_id != envelope.run_id:
             raise TrustError("the manifest names another run than its message")
         self._witness(offer.heads)
@@ -194,6 +195,14 @@ class SiteAgent:
             head=self._head(manifest.run_id),
             held=[head_message(head) for head in others if head is not None],
         )
+
+    def _offered(self, content: bytes, kind: type[_Offered], *, run_id: str) -> _Offered:
+        """A document of an offer; what does not fit is named in the log, since the refusal's name says nothing of it."""
+        try:
+            return parse_json_settings(content, kind, source=f"the offered {kind.__name__}")
+        except ConfigurationError as error:
+            self._log("offer", run_id, reason=error.fact)
+            raise
 
     def _new_state(self, plan: TrainingPlan, manifest: Manifest) -> RunState:
         keep_offer(self._home, plan, manifest, received=self._clock())
@@ -323,7 +332,8 @@ class SiteAgent:
     def _refusal(self, error: Exception, run_id: str) -> pb.Refused:
         name = type(error).__name__
         if self._journal is not None:
-            self._journal.write("refused", site=self._home.name, run=run_id, error=name)
+            why = {"reason": reason} if (reason := _reason(error)) else {}
+            self._journal.write("refused", site=self._home.name, run=run_id, error=name, **why)
         public = name if isinstance(error, FederationError) and name in NAMES_THAT_TRAVEL else UNAVAILABLE
         return pb.Refused(name=public, head=self._head(run_id) if run_id else None)
 

@@ -11,8 +11,7 @@ from common.journal import Journal
 from common.passphrase import read_passphrase
 from server.exchange import GridExchange
 from server.outcome import outcome_written
-
-RUN_DIRECTORY_KEY = "run-dir"
+from server.superlink import RUN_DIRECTORY_KEY
 
 app = ServerApp()
 

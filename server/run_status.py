@@ -11,13 +11,13 @@ from pydantic import Field
 from common.errors import BackendFailed, ConfigurationError, RunStopped
 from common.settings import Settings
 from server.closing import RunResult
-from server.flower_control import FINISHED, FlowerControl, FlowerRun
+from server.flower_control import FINISHED, FlowerRun
 from server.lock import exclusive
 from server.outcome import Outcome, read_outcome
-from server.pki import loopback_files
 from server.progress import Progress, read_progress
 from server.rundir import LOCK_FILE, RESULT_FILE
 from server.submission import Submission, read_submission
+from server.superlink import FlowerDirectory
 from server.upstate import read_up
 
 State = Literal["starting", "waiting", "running", "completed", "failed", "stopped", "interrupted"]
@@ -128,10 +128,9 @@ def asks_flower(root: Path) -> FlowerRuns:
     """What asks the SuperLink that is up on a coordinator's directory."""
 
     def ask() -> dict[str, FlowerRun]:
-        state = read_up(root)
-        if state is None:
+        if read_up(root) is None:
             raise BackendFailed("the coordinator is not up")
-        return FlowerControl(state.superlink, authority=loopback_files(root / "pki").authority).runs()
+        return FlowerDirectory(root=root / "flower").control().runs()
 
     return ask
 

@@ -15,12 +15,10 @@ from server.actlog import ActLog
 from server.acts import Actor
 from server.cost import run_cost
 from server.evaluation import EVALUATION_FILE
-from server.flower_control import FlowerControl
 from server.home import read_public_key
 from server.lock import exclusive
 from server.moments import utc_now
 from server.outcome import read_outcome, remove_outcome
-from server.pki import loopback_files
 from server.run_status import ENDED, LAST_WORDS_S, RunStatus, asks_flower, read_result, run_status
 from server.rundir import STOP_FILE, RunSettings
 from server.submission import note_hand_over, read_submission
@@ -125,7 +123,7 @@ def stop_run(root: Path, run_dir: Path, *, actor: Actor, timeout_s: float | None
         ConfigurationError: If the run is over already.
         BackendFailed: If it had to be ended the hard way: the sites were not told, and `resume` or `stop` can do it.
     """
-    up = require_up(root)
+    require_up(root)
     status = run_status(run_dir, flower_runs=asks_flower(root))
     if status.closed:
         raise ConfigurationError(f"{status.run_id} is over already ({status.words})")
@@ -138,7 +136,7 @@ def stop_run(root: Path, run_dir: Path, *, actor: Actor, timeout_s: float | None
     tell(f"{status.run_id} is asked to end after the attempt that is under way; at most {patience_s:.0f} s")
     ended = _wait_at_most(root, run_dir, patience_s)
     if ended is None:
-        control = FlowerControl(up.superlink, authority=loopback_files(root / "pki").authority)
+        control = FlowerDirectory(root=root / "flower").control()
         control.stop(read_submission(run_dir).hand_overs[-1].flower_run)
         ended = _wait_at_most(root, run_dir, _FLOWER_STOPS_S)
     if ended is None or not ended.closed:

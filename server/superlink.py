@@ -1,13 +1,13 @@
 """Flower's processes on the coordinator's machine: their commands, their environment, and a run handed to them.
 
 SuperLink listens on loopback under TLS with node authentication. The ServerApp runs apart from it, started by an
-executor that knows a secret: without the two, whoever reaches the port could take a ServerApp's place.
+executor that knows a secret, and whoever submits a run knows a token: without them, every user of the machine who
+reaches the port could take a ServerApp's place, or have code run as the coordinator.
 """
 
 import http.client
-import json
 import os
-import re
+import secrets
 import shutil
 import socket
 import subprocess
@@ -19,22 +19,36 @@ from importlib import resources
 from pathlib import Path
 from typing import Final
 
-from common.errors import BackendFailed
+from common.canonical import canonical_json
+from common.errors import BackendFailed, ConfigurationError, FederationError
 from common.files import write_atomic
 from common.logs import last_lines
 from common.passphrase import PASSPHRASE_FILE_VARIABLE, PASSPHRASE_VARIABLE
+from common.settings import Settings, parse_json_settings
+from server.flower_control import FlowerControl
 from server.pki import TlsFiles
 
-CONNECTION: Final = "coordinator"
-COMMAND_TIMEOUT_S: Final = 120.0
+RUN_DIRECTORY_KEY: Final = "run-dir"
 
 _LOOK_AGAIN_S = 0.05
-_RUN_ID = re.compile(r"[0-9]{1,20}")
+_TOKEN_BYTES = 32
 _QUIET = {
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
     "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
 }
+
+
+class Connection(Settings):
+    """Where SuperLink is, for whoever may read it.
+
+    Attributes:
+        address: `host:port`.
+        authority: Path of the certificate that SuperLink's is checked against.
+    """
+
+    address: str
+    authority: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +63,7 @@ class FlowerDirectory:
 
     @property
     def home(self) -> Path:
-        """FLWR_HOME: the connection, and unpacked bundles."""
+        """FLWR_HOME: unpacked bundles."""
         return self.root / "home"
 
     @property
@@ -62,20 +76,41 @@ class FlowerDirectory:
         """What is handed to Flower for every run: one pyproject.toml that names the installed apps."""
         return self.root / "bundle"
 
+    @property
+    def token(self) -> Path:
+        """What the Control API asks for; made anew at every start, and nobody else's."""
+        return self.root / "control.token"
+
+    @property
+    def connection(self) -> Path:
+        """Where SuperLink is."""
+        return self.root / "connection.json"
+
+    def control(self) -> FlowerControl:
+        """What asks the SuperLink that was prepared last; raises ConfigurationError if none was."""
+        try:
+            content = self.connection.read_bytes()
+        except OSError as error:
+            raise ConfigurationError(
+                f"{self.connection}: cannot be read: {error.strerror}", hint="fedward server up writes it"
+            ) from error
+        found = parse_json_settings(content, Connection, source=str(self.connection))
+        return FlowerControl(found.address, authority=Path(found.authority), token=self.token)
+
     def log(self, name: str) -> Path:
         """Where one process writes."""
         return self.root / f"{name}.log"
 
     def prepare(self, *, address: str, authority: Path) -> None:
-        """Write the connection that `flwr` commands use, and the bundle.
+        """Write where SuperLink is, a new token for its Control API, and the bundle.
 
         Args:
             address: `host:port` of SuperLink.
             authority: Certificate that SuperLink's is checked against.
         """
-        lines = [f'[superlink]\ndefault = "{CONNECTION}"', f"[superlink.{CONNECTION}]", f'address = "{address}"']
-        lines += [f"root-certificates = {json.dumps(str(authority), ensure_ascii=False)}", ""]
-        write_atomic(self.home / "config.toml", "\n".join(lines).encode())
+        known = Connection(address=address, authority=str(authority))
+        write_atomic(self.connection, canonical_json(known.model_dump(mode="json")) + b"\n")
+        write_atomic(self.token, secrets.token_hex(_TOKEN_BYTES).encode())
         fab = resources.files("server") / "fab" / "pyproject.toml"
         write_atomic(self.bundle / "pyproject.toml", fab.read_bytes())
 
@@ -88,6 +123,7 @@ class FlowerDirectory:
 def superlink_command(directory: FlowerDirectory, *, port: int, files: TlsFiles, secret: Path) -> list[str]:
     """SuperLink on loopback; what it is told is in files, nothing secret on the command line."""
     return [
+        *(sys.executable, "-P", "-m", "server.guarded_superlink", str(directory.token.resolve())),
         installed_program("flower-superlink"),
         *("--host", "127.0.0.1", "--port", str(port)),
         *("--ssl-ca-certfile", str(files.authority)),
@@ -134,22 +170,18 @@ def submit_run(directory: FlowerDirectory, *, run_dir: Path) -> str:
     Raises:
         BackendFailed: If Flower does not take it; the hint holds its words.
     """
-    config = directory.root / "run.toml"
-    write_atomic(config, f"run-dir = {json.dumps(str(run_dir.resolve()), ensure_ascii=False)}\n".encode())
-    done = _flwr(directory, "run", str(directory.bundle), CONNECTION, "--run-config", str(config), "--format", "json")
-    flower_run = _run_id(done.stdout)
-    if done.returncode != 0 or not flower_run:
-        raise BackendFailed("Flower did not take the run", hint=(done.stdout + done.stderr).strip()[-2000:])
-    return flower_run
+    try:
+        return directory.control().start(directory.bundle, {RUN_DIRECTORY_KEY: str(run_dir.resolve())})
+    except BackendFailed as error:
+        raise BackendFailed("Flower did not take the run", hint=f"{error.fact} {error.hint}".strip()) from error
 
 
 def run_output(directory: FlowerDirectory, flower_run: str) -> str:
     """The last lines that a run's ServerApp printed, as SuperLink kept them; empty if it cannot say."""
     try:
-        done = _flwr(directory, "log", flower_run, CONNECTION, "--show")
-    except BackendFailed:
+        return last_lines(directory.control().output(flower_run))
+    except FederationError:
         return ""
-    return last_lines(done.stdout)
 
 
 def installed_program(name: str) -> str:
@@ -183,29 +215,3 @@ def wait_for_health(process: subprocess.Popen[bytes], port: int, *, timeout_s: f
         finally:
             connection.close()
     return False
-
-
-def _flwr(directory: FlowerDirectory, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """One of Flower's commands, in its own home and without a passphrase."""
-    try:
-        return subprocess.run(
-            [installed_program("flwr"), *arguments],
-            cwd=directory.root,
-            env=flower_environment(directory.home, passphrase=False, inherited=os.environ),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=COMMAND_TIMEOUT_S,
-            check=False,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise BackendFailed(f"`flwr {arguments[0]}` did not end within {COMMAND_TIMEOUT_S:g} s") from error
-
-
-def _run_id(output: str) -> str:
-    """The run id in what `flwr run --format json` prints; empty if there is none."""
-    try:
-        found = str(json.loads(output)["run-id"])
-    except (ValueError, KeyError, TypeError):
-        return ""
-    return found if _RUN_ID.fullmatch(found) else ""

@@ -66,7 +66,7 @@ def _supervise(home: ServerHome, tell: Callable[[str], None], ready: Callable[[U
         gateway=home.settings.listen,
         api=home.settings.api,
     )
-    control = FlowerControl(state.superlink, authority=authority)
+    control = FlowerControl(state.superlink, authority=authority, token=flower.token)
     registration = Registration(home.root, key=home.key.public_key, control=control, stale_mark=stale_mark, tell=tell)
 
     def everything_runs() -> None:

@@ -26,7 +26,7 @@ from server.members import enrol, revoke
 from server.moments import utc_now
 from server.run_status import asks_flower, run_status
 from server.setup import set_up
-from server.superlink import free_port, installed_program
+from server.superlink import FlowerDirectory, free_port, installed_program
 from server.upstate import UpState, read_up
 
 pytestmark = [
@@ -90,7 +90,7 @@ class Coordinator:
 
     @property
     def control(self) -> FlowerControl:
-        return FlowerControl(self.state.superlink, authority=self.root / "pki" / "ca.crt")
+        return FlowerDirectory(root=self.home.flower).control()
 
     @property
     def said(self) -> str:

@@ -1,6 +1,5 @@
 import os
 import socket
-import tomllib
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,6 @@ from server.flower_control import FlowerControl
 from server.moments import utc_now
 from server.pki import loopback_files, make_authority
 from server.superlink import (
-    CONNECTION,
     FlowerDirectory,
     flower_environment,
     free_port,
@@ -62,18 +60,20 @@ def test_the_commands_keep_to_loopback_with_authentication_and_name_no_secret(tm
     assert "--enable-supernode-auth" in superlink and "--insecure" not in [*superlink, *superexec]
     assert superlink[superlink.index("--host") + 1] == "127.0.0.1"
     assert superlink[superlink.index("--isolation") + 1] == "process"
+    directory.prepare(address="127.0.0.1:4321", authority=files.authority)
     for command in (superlink, superexec):
         assert command[command.index("--superexec-auth-secret-file") + 1] == str(secret)
         assert "0123456789abcdef" not in " ".join(command)
+        assert directory.token.read_text() not in " ".join(command)
 
 
-def test_the_connection_is_private_and_checks_the_certificate(tmp_path: Path, pki: Path) -> None:
-    directory = FlowerDirectory(root=tmp_path / 'with "quotes"')
-    directory.prepare(address="127.0.0.1:4321", authority=pki / "ca.crt")
-    path = directory.home / "config.toml"
-    connection = tomllib.loads(path.read_text())["superlink"][CONNECTION]
-    assert connection == {"address": "127.0.0.1:4321", "root-certificates": str(pki / "ca.crt")}
-    assert path.stat().st_mode & 0o777 == 0o600
+def test_the_token_is_private_and_another_one_at_every_start(tmp_path: Path, pki: Path) -> None:
+    directory, tokens = FlowerDirectory(root=tmp_path / 'with "quotes"'), set()
+    for _ in range(2):
+        directory.prepare(address="127.0.0.1:4321", authority=pki / "ca.crt")
+        tokens.add(directory.token.read_text())
+    assert [len(token) for token in tokens] == [64, 64]
+    assert (directory.token.stat().st_mode | directory.connection.stat().st_mode) & 0o777 == 0o600
     assert [entry.name for entry in directory.bundle.iterdir()] == ["pyproject.toml"]
 
 
@@ -86,7 +86,9 @@ def test_forgetting_the_state_removes_the_journals_of_the_database_too(tmp_path:
 
 
 def test_a_superlink_that_is_not_there_is_a_backend_failure(pki: Path) -> None:
-    control = FlowerControl(f"127.0.0.1:{free_port()}", authority=pki / "ca.crt")
+    token = pki / "token"
+    token.touch()
+    control = FlowerControl(f"127.0.0.1:{free_port()}", authority=pki / "ca.crt", token=token)
     assert not control.is_healthy()
     with pytest.raises(BackendFailed, match=r"does not answer on 127\.0\.0\.1"):
         control.nodes()
@@ -95,7 +97,7 @@ def test_a_superlink_that_is_not_there_is_a_backend_failure(pki: Path) -> None:
 def test_a_program_that_is_no_superlink_is_not_healthy(pki: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as stranger:
         port = stranger.getsockname()[1]
-        assert not FlowerControl(f"127.0.0.1:{port}", authority=pki / "ca.crt").is_healthy()
+        assert not FlowerControl(f"127.0.0.1:{port}", authority=pki / "ca.crt", token=pki / "token").is_healthy()
 
 
 def test_a_run_that_flower_does_not_take_fails_with_its_words(tmp_path: Path, pki: Path) -> None:
