@@ -25,14 +25,14 @@ from client.training.engine import ClippedSumEngine, choose_engine
 from client.update import expected_records
 from common import wire_pb2 as pb
 from common.crypto.masking import RunKeys
-from common.errors import ConfigurationError, FederationError, TrustError
+from common.errors import ConfigurationError, FederationError, LedgerCorrupt, TrustError
 from common.exits import NAMES_THAT_TRAVEL, UNAVAILABLE, PublicSizes, check_reply
 from common.journal import Journal
 from common.plan import Manifest, ModelSection, TrainingPlan
 from common.policy import check_hours, local_time
 from common.privacy.budget import PrivacyUnit
 from common.privacy.ledger import BudgetLedger
-from common.privacy.witness import WitnessBook
+from common.privacy.witness import SignedHead, WitnessBook
 from common.settings import parse_json_settings
 from common.wire import (
     ANY_SITE,
@@ -101,9 +101,12 @@ class SiteAgent:
         """
         home = open_home(root, passphrase=passphrase)
         with ExitStack() as opening:
-            ledger = opening.enter_context(BudgetLedger.open(home.ledger_path, site=home.name, key=home.identity))
-            check_populations(home, ledger)
             witnesses = WitnessBook(home.witness_path, holder=home.name)
+            heads = witnesses.heads(home.name)
+            ledger = opening.enter_context(
+                BudgetLedger.open(home.ledger_path, site=home.name, key=home.identity, heads=heads)
+            )
+            check_populations(home, ledger)
             agent = cls(home, ledger, witnesses, journal=journal, device=device, engines=engines, clock=clock)
             agent._closing = opening.pop_all()
         return agent
@@ -197,7 +200,7 @@ class SiteAgent:
         )
 
     def _offered(self, content: bytes, kind: type[_Offered], *, run_id: str) -> _Offered:
-        """A document of an offer; what does not fit is named in the log, since the refusal's name says nothing of it."""
+        """A document of an offer; the log names what does not fit in it, since the refusal's name does not."""
         try:
             return parse_json_settings(content, kind, source=f"the offered {kind.__name__}")
         except ConfigurationError as error:
@@ -280,10 +283,18 @@ class SiteAgent:
             head = head_from_message(message)
             head.verify(trust.site_key(head.site))
             if head.site == self._home.name:
-                self._ledger.confirm(head)
+                self._confirm(head)
             else:
                 others.append(head)
         self._witnesses.record(*others)
+
+    def _confirm(self, head: SignedHead) -> None:
+        """Hold the ledger against what this site once signed; what it cannot match is kept, for the next start too."""
+        try:
+            self._ledger.confirm(head)
+        except LedgerCorrupt:
+            self._witnesses.record(head)
+            raise
 
     def _head(self, run_id: str) -> pb.Head:
         return head_message(self._ledger.signed_head(run_id))
@@ -340,3 +351,11 @@ class SiteAgent:
     def _log(self, kind: str, run_id: str, **fields: str) -> None:
         if self._journal is not None:
             self._journal.write(kind, site=self._home.name, run=run_id, **fields)
+
+
+def _reason(error: Exception) -> str:
+    """What the site's own log says beyond the error's name: of errors that are decided without the records, and of the
+    disk's."""
+    if isinstance(error, FederationError) and type(error).__name__ in NAMES_THAT_TRAVEL:
+        return f"{error.fact}. {error.hint}" if error.hint else error.fact
+    return (error.strerror or "") if isinstance(error, OSError) else ""

@@ -126,7 +126,9 @@ class Courier:
                 trouble = explain(error, gateway=self._gateway)
                 if trouble.status == httpx.codes.UNAUTHORIZED:
                     self._fleet.forget()
-                self._note("gateway", f"{trouble.fact}. {trouble.hint}")
+                # a clock that is wrong is so by another second each time, and is said once
+                same = trouble.hint if trouble.status == httpx.codes.UNAUTHORIZED else ""
+                self._note("gateway", f"{trouble.fact}. {trouble.hint}", same=same)
                 self._stopping.wait(pause_s * self._random.uniform(0.5, 1.0))
                 pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
         pulse.join()
@@ -193,10 +195,10 @@ class Courier:
             except (httpx.HTTPError, ValueError, OSError):
                 continue
 
-    def _note(self, topic: str, line: str) -> None:
-        """Say a line unless it is what was said of the topic last."""
-        if self._said.get(topic) != line:
-            self._said[topic] = line
+    def _note(self, topic: str, line: str, *, same: str = "") -> None:
+        """Say a line unless it, or one with the same `same`, is what was said of the topic last."""
+        if self._said.get(topic) != (same or line):
+            self._said[topic] = same or line
             self._say(line)
 
 

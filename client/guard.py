@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
-from client.charges import attempt_event, evaluation_event, planned_cost
 from client.home import SiteHome
 from client.offer_checks import budget_limit, check_manifest, check_roster, check_spending, fitting_limit, in_force
+from common.charges import attempt_event, evaluation_event, planned_cost
 from common.crypto.ring import Grid
 from common.errors import (
     PlanNotApproved,

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from client.charges import planned_cost, planned_events
+from common.charges import planned_cost, planned_events
 from common.errors import PolicyRefused, PrivacyBudgetExhausted, TrustError
 from common.plan import Manifest, TrainingPlan
 from common.policy import BudgetLimit, SitePolicy

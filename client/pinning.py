@@ -2,6 +2,8 @@
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -132,16 +134,23 @@ def pin_consortium(home: SiteHome, consortium: Consortium, *, replace: bool = Fa
 
 
 def tell_courier(directory: Path, consortium: Consortium) -> CourierChange:
-    """Write gateway and authority into the courier's directory, if this user may; run by root, for its owner."""
+    """Write gateway and authority into the courier's directory, if this user may; run by root, as its owner.
+
+    What stands in that directory is the courier's word. Whoever writes there with more rights than the courier could
+    be led to other files, so nothing outside is written, and no right is used that the courier has not.
+    """
     try:
-        settings = read_courier_settings(directory)
-        path = directory / COURIER_FILE
-        text = path.read_text(encoding="utf-8")
-        line = f'gateway = "{consortium.gateway}"'
-        changed = _GATEWAY_LINE.sub(line, text, count=1) if _GATEWAY_LINE.search(text) else f"{line}\n{text}"
-        certificates = directory / settings.certificates
-        _write_for_owner(certificates, consortium.certificates.encode(), owner=directory, mode=0o644)
-        _write_for_owner(path, changed.encode(), owner=directory, mode=0o600)
+        with _as_owner(directory):
+            settings = read_courier_settings(directory)
+            path, certificates = directory / COURIER_FILE, directory / settings.certificates
+            if certificates.parent != directory:
+                fact = f"certificates = {settings.certificates[:80]!r} lies elsewhere"
+                raise TrustError(fact, hint="put ca.crt into the courier's directory")
+            text = path.read_text(encoding="utf-8")
+            line = f'gateway = "{consortium.gateway}"'
+            changed = _GATEWAY_LINE.sub(line, text, count=1) if _GATEWAY_LINE.search(text) else f"{line}\n{text}"
+            write_atomic(certificates, consortium.certificates.encode(), mode=0o644)
+            write_atomic(path, changed.encode(), mode=0o600)
     except (FederationError, OSError, UnicodeDecodeError) as error:
         reason = error.fact if isinstance(error, FederationError) else type(error).__name__
         if isinstance(error, OSError):
@@ -150,8 +159,26 @@ def tell_courier(directory: Path, consortium: Consortium) -> CourierChange:
     return CourierChange(directory=directory, written=(certificates, path))
 
 
-def _write_for_owner(path: Path, content: bytes, *, owner: Path, mode: int) -> None:
-    write_atomic(path, content, mode=mode)
-    if os.geteuid() == 0:
-        facts = owner.stat()
-        os.chown(path, facts.st_uid, facts.st_gid)
+@contextmanager
+def _as_owner(directory: Path) -> Iterator[None]:
+    """While the block runs, root has the rights of a directory's owner and no others.
+
+    Raises:
+        TrustError: If it belongs to another user and this one cannot become him: links there could lead anywhere.
+    """
+    own = os.geteuid()
+    if not directory.is_dir() or (owner := directory.stat()).st_uid == own:
+        yield
+        return
+    if own != 0:
+        raise TrustError("it belongs to another user", hint="run this as root, or copy the files as that user")
+    group, groups = os.getegid(), os.getgroups()
+    os.setgroups([])
+    os.setegid(owner.st_gid)
+    os.seteuid(owner.st_uid)
+    try:
+        yield
+    finally:
+        os.seteuid(own)
+        os.setegid(group)
+        os.setgroups(groups)

@@ -8,10 +8,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
-from client.charges import planned_cost, planned_events
 from client.offer_checks import check_manifest, check_roster, check_spending, in_force
 from client.plans import OfferedPlan, find_digest
 from client.site_view import SiteView
+from common.charges import planned_cost, planned_events
 from common.errors import ConfigurationError, FederationError, TrustError
 from common.exits import EXITS
 from common.plan import Manifest, RosterEntry, TrainingPlan

@@ -10,11 +10,13 @@ from common.terminal import one_line
 
 SHOWN_DIGITS = 12
 _WIDTH = 98
+_LONGEST_NAME = 40
 _VIEWS = (("epsilon", "ε"), ("epsilon_alone", "ε alone"))
 _STATES = {"waiting": "waits for a decision", "rejected": "was rejected here"}
 _MEANING = (
     "ε holds if at most the plan's number of sites cheats, ε alone if all others do. Epsilons do not add up: left is "
-    "what one more plan may cost by itself. Every attempt is counted, also those that may never be needed."
+    "what one more plan may cost by itself. Every attempt is counted, also those that may never be needed. An approval "
+    "holds for every run of the plan until it is rejected; each run is charged anew, within the limits."
 )
 
 
@@ -74,7 +76,7 @@ def _heading(document: dict[str, Any]) -> str:
 
 
 def _computed(computes: dict[str, Any]) -> Iterator[str]:
-    classes = ", ".join(map(one_line, computes["classes"][:10]))
+    classes = ", ".join(map(_name, computes["classes"][:10]))
     yield f"{computes['task']} into {len(computes['classes'])} classes: {classes}"
     backbone = "no backbone" if computes["backbone"] == "none" else f"features of the frozen {computes['backbone']}"
     yield f"a {computes['head']} head of {computes['parameters']} numbers over {computes['inputs']}, {backbone}"
@@ -94,6 +96,12 @@ def _computed(computes: dict[str, Any]) -> Iterator[str]:
         f"each patient's part is cut to the norm {computes['clipping_norm']:g}, and the promised noise is "
         f"{computes['noise_multiplier']:.3g} times that"
     )
+
+
+def _name(text: str) -> str:
+    """A name that a coordinator chose: too short to be read as lines of this program's own."""
+    shown = one_line(text)
+    return shown if len(shown) <= _LONGEST_NAME else f"{shown[: _LONGEST_NAME - 1]}…"
 
 
 def _steps(computes: dict[str, Any]) -> str:

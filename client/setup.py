@@ -174,7 +174,7 @@ def _in_place(stage: Path, directory: Path, names: Sequence[str]) -> Iterator[No
     try:
         for name in names:
             if os.geteuid() == 0:
-                os.chown(stage / name, owner.st_uid, owner.st_gid)
+                os.chown(stage / name, owner.st_uid, owner.st_gid, follow_symlinks=False)
             moved.append(directory / name)
             (stage / name).replace(directory / name)
         yield

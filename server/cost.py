@@ -1,13 +1,12 @@
 """What a run costs a site at most, and what it moves over the network: for people, before and after it."""
 
 import math
-from dataclasses import replace
 from typing import Any, Final
 
+from common.charges import attempt_event, evaluation_event
 from common.plan import Manifest, TrainingPlan
 from common.privacy.accountant import epsilon
 from common.privacy.budget import RELATION, View
-from common.privacy.events import EventKind, MechanismEvent, TrustMode
 
 BYTES_PER_PARAMETER: Final = 4
 
@@ -18,26 +17,10 @@ def run_cost(plan: TrainingPlan, manifest: Manifest, *, attempts: int, evaluatio
     A site that was not in every attempt spent less; its own ledger knows. The whole roster is the worst case for
     `epsilon_alone`: the more sites there are, the less noise each adds.
     """
-    one = MechanismEvent(
-        mode=TrustMode(manifest.mode),
-        noise_multiplier=manifest.noise_multiplier,
-        sensitivity=manifest.sensitivity,
-        cohort_size=len(manifest.roster),
-        colluding=manifest.colluding,
-        sampling_rate=manifest.sampling_rate,
-        steps=manifest.steps,
-        manifest_digest=manifest.digest,
-    )
-    events = [one] * attempts
-    if manifest.evaluation_noise_multiplier is not None and evaluations:
-        evaluation = replace(
-            one,
-            kind=EventKind.SCORE_HISTOGRAM,
-            noise_multiplier=manifest.evaluation_noise_multiplier,
-            sampling_rate=1.0,
-            steps=1,
-        )
-        events += [evaluation] * evaluations
+    sites = len(manifest.roster)
+    events = [attempt_event(manifest, cohort_size=sites)] * attempts
+    if evaluations:
+        events += [evaluation_event(manifest, cohort_size=sites)] * evaluations
     delta = plan.privacy.delta
     return {
         "epsilon": _finite(epsilon(events, delta=delta, view=View.TRUSTED)),

@@ -50,7 +50,9 @@ def match_enrolments(fingerprints: Sequence[str], source: Path) -> list[Enrolmen
     return matched
 
 
-_HINT: Final = "have the site read it again, as fedward site init printed it; a file that was changed on its way has another"
+_HINT: Final = (
+    "have the site read it again, as fedward site init printed it; a file that was changed on its way has another"
+)
 
 
 def _unmatched(fingerprint: str, found: Sequence[Enrolment], unread: Sequence[str], source: Path) -> str:

@@ -7,6 +7,7 @@ are written here. Nothing else in `server` touches the names below; they hold fo
 import hashlib
 import http.client
 import ssl
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,7 +123,9 @@ class FlowerControl:
         from flwr.common.serde import fab_to_proto, user_config_to_proto
         from flwr.supercore.fab import Fab
 
-        content = build_fab_from_disk(bundle)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # Flower's, of a library that it uses
+            content = build_fab_from_disk(bundle)
         fab = fab_to_proto(Fab(hashlib.sha256(content).hexdigest(), content, {}))
         request = StartRunRequest(fab=fab, override_config=user_config_to_proto(dict(config)))
         answer = self._ask("start-run", request, StartRunResponse, timeout_s=_START_TIMEOUT_S)

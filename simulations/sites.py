@@ -9,11 +9,11 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from client.charges import planned_events
 from client.data.intake import FeatureMaker, intake_table
 from client.data.registry import draw_lots, is_held_out
 from client.deid.report import DeidReport
 from client.home import SiteHome, create_home
+from common.charges import planned_events
 from common.crypto.keys import SigningKey
 from common.plan import Manifest, RosterEntry, TrainingPlan
 from common.privacy.admission import AdmissionFilter, FilterCost

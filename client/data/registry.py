@@ -224,7 +224,8 @@ def check_populations(home: SiteHome, ledger: BudgetLedger) -> None:
     if lost:
         raise LedgerCorrupt(
             f"entry {ledger.head.seq + 1}: missing; {len(lost)} registered populations are not in this ledger",
-            hint="the ledger was deleted or an old copy was restored",
+            hint="the ledger was deleted or an old copy was restored; put back the newest copy of ledger.jsonl and "
+            "ledger.head, and never begin a new one for the same patients",
         )
 
 

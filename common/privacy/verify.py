@@ -117,7 +117,8 @@ class LedgerChain:
             raise LedgerCorrupt(
                 f"entry {self.head.seq + 1}: missing; {held_by} holds entry {head.seq}, the ledger ends at "
                 f"{self.head.seq}",
-                hint="the ledger was cut or an old copy was restored",
+                hint="the ledger was cut or an old copy was restored; put back the newest copy of ledger.jsonl and "
+                "ledger.head, and never begin a new one for the same patients",
             )
         if self._digests[head.seq] != head.digest:
             raise LedgerCorrupt(

@@ -12,6 +12,7 @@ from common.privacy.account import PopulationAccount
 from common.privacy.entries import LedgerEntry, LedgerHead, parse_line
 from common.privacy.high_water import decode_mark
 from common.privacy.verify import replay
+from common.privacy.witness import WitnessBook
 from common.settings import Settings, parse_json_settings
 
 HINT = "name the site's directory with --home DIR or in FEDWARD_HOME"
@@ -56,7 +57,8 @@ def read_site_ledger(home: Path) -> SiteLedger:
 
     Raises:
         ConfigurationError: If no site lives there, or it has no ledger yet.
-        LedgerCorrupt: If the ledger does not verify or ends before its high-water mark; the entry is named.
+        LedgerCorrupt: If the ledger does not verify or ends before its high-water mark or a head of it
+            that a witness once showed this site; the entry is named.
     """
     site, key = _read_site(home)
     path = home / "ledger.jsonl"
@@ -67,14 +69,17 @@ def read_site_ledger(home: Path) -> SiteLedger:
     try:
         content = path.read_bytes()
     except FileNotFoundError as error:
-        raise ConfigurationError(
-            f"{site}: there is no ledger yet", hint="register a data set first; that opens its population"
-        ) from error
+        if mark is None:
+            raise ConfigurationError(
+                f"{site}: there is no ledger yet", hint="register a data set first; that opens its population"
+            ) from error
+        content = b""  # the mark tells how much is missing
     except OSError as error:
         raise ConfigurationError(f"{site}: {path} cannot be read", hint="only its owner may read it") from error
     whole = content[: content.rfind(b"\n") + 1]
     try:
-        chain, _ = replay(whole, key=key, heads=(), site=site)
+        heads = WitnessBook(home / "witnesses.jsonl", holder=site).heads(site)
+        chain, _ = replay(whole, key=key, heads=heads, site=site)
         if mark is not None:
             chain.confirm(decode_mark(mark), "the high-water mark")
         elif chain.head.seq:

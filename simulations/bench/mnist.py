@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from client.charges import attempt_event
 from client.guard import grid_of
 from client.training.batch import PatientBatch
 from client.training.closed_form import ClosedFormEngine
+from common.charges import attempt_event
 from common.crypto.ring import dequantise, quantise
 from common.errors import ConfigurationError
 from common.model import initial_parameters, normalise, predict

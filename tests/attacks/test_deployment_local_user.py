@@ -12,14 +12,18 @@ import ssl
 import subprocess
 import tempfile
 import time
+from base64 import b64encode
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import httpx
 import pytest
-from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from flwr.proto import control_pb2
+from flwr.common.constant import TIMESTAMP_HEADER
+from flwr.proto import control_pb2, fleet_pb2, log_pb2, runtime_pb2
+from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, FLEET_HTTP_SIGNATURE_HEADER
 
 from common.processes import SUPERVISOR_VARIABLE, kill_family
 from server.acts import Actor
@@ -141,6 +145,41 @@ def test_his_code_does_not_run_as_the_coordinator(coordinator: ServerHome, tmp_p
     assert said.returncode != 0
 
 
+def test_he_takes_no_task_and_speaks_for_no_app(stranger: httpx.Client) -> None:
+    asked = {
+        "acquire-task": runtime_pb2.AcquireTaskRequest(),
+        "pull-task-input": runtime_pb2.PullTaskInputRequest(),
+        "get-nodes": runtime_pb2.GetNodesRequest(),
+        "push-messages": runtime_pb2.PushAppMessagesRequest(),
+        "pull-messages": runtime_pb2.PullAppMessagesRequest(),
+        "create-task": runtime_pb2.CreateTaskRequest(),
+        "push-logs": log_pb2.PushLogsRequest(),
+    }
+    answers = {
+        verb: stranger.post(f"runtime/{verb}", content=request.SerializeToString()).status_code
+        for verb, request in asked.items()
+    }
+    assert set(answers.values()) <= {401, 403}, answers
+
+
+def test_he_makes_no_node_of_his_own(stranger: httpx.Client) -> None:
+    key = ec.generate_private_key(ec.SECP384R1())
+    pem = key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+    stamp = datetime.now(UTC).isoformat()
+    signed = {
+        FLEET_HTTP_PUBLIC_KEY_HEADER: b64encode(pem).decode(),
+        TIMESTAMP_HEADER: stamp,
+        FLEET_HTTP_SIGNATURE_HEADER: b64encode(key.sign(stamp.encode(), ec.ECDSA(hashes.SHA256()))).decode(),
+    }
+    asked = {
+        "register-node": fleet_pb2.RegisterNodeFleetRequest(public_key=pem),
+        "activate-node": fleet_pb2.ActivateNodeRequest(public_key=pem, heartbeat_interval=30.0),
+    }
+    for verb, request in asked.items():
+        answer = stranger.post(f"fleet/{verb}", content=request.SerializeToString(), headers=signed)
+        assert answer.status_code >= 400, (verb, answer.status_code)
+
+
 def test_he_learns_of_no_run_and_no_node_and_changes_none(stranger: httpx.Client) -> None:
     pem = (
         ec.generate_private_key(ec.SECP384R1())
@@ -156,7 +195,7 @@ def test_he_learns_of_no_run_and_no_node_and_changes_none(stranger: httpx.Client
         "stop-run": control_pb2.StopRunRequest(run_id=1),
         "stream-logs": control_pb2.StreamLogsRequest(run_id=1),
     }
-    for extra in ({}, {"authorization": "Bearer "}, {"authorization": "Bearer " + "0" * 64}):
+    for extra in ({}, {"authorization": "Basic Og=="}, {"authorization": "Bearer " + "0" * 64}):
         answers = {
             verb: stranger.post(f"control/{verb}", content=request.SerializeToString(), headers=extra).status_code
             for verb, request in asked.items()

@@ -89,6 +89,7 @@ def test_an_enrolment_forged_under_anothers_identity_is_refused(path: Path) -> N
         ("node_key", OTHER_NODE_KEY),
         ("nominal_patients", 101),
     ],
+    ids=["name", "identity key", "node key", "nominal patients"],
 )
 def test_an_enrolment_that_was_changed_on_its_way_is_refused(path: Path, field: str, value: object) -> None:
     write_enrolment(path, make_enrolment(), KEY)
@@ -177,6 +178,7 @@ def _openssh(key: object) -> str:
         _openssh(ed25519.Ed25519PrivateKey.generate()),
         NODE_KEY[:-8],
     ],
+    ids=["empty", "RSA", "P-256", "Ed25519", "cut"],
 )
 def test_a_node_key_is_ecdsa_on_p384(node_key: str) -> None:
     with pytest.raises(ValueError, match="node key"):

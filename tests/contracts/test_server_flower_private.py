@@ -10,7 +10,9 @@ from flwr.supercore.inflatable.inflatable_utils import ObjectUnavailableError
 from flwr.superlink.grid import http_grid
 from packaging.specifiers import SpecifierSet
 
+from server import guarded_superlink
 from server.flower_private import SUPPORTED_FLOWER, look_for_parts_soon
+from server.guarded_superlink import TokenPlugin
 
 
 @pytest.fixture(autouse=True)
@@ -43,3 +45,23 @@ def test_a_part_that_is_late_is_looked_for_again_soon() -> None:
 
     assert http_grid.pull_objects(["name"], pull) == {"name": b"part"}
     assert looks[1] - looks[0] < 0.9  # Flower's own first wait is a second, give or take a fifth
+
+
+def test_superlink_takes_its_authentication_from_where_ours_is_put() -> None:
+    place = importlib.import_module("flwr.superlink.cli.flower_superlink")
+    assert "authn_plugin = load_control_authn_plugin()" in inspect.getsource(place._parse_superlink_lifespan_config)
+    assert guarded_superlink.flower_superlink.__module__ == place.__name__
+    assert importlib.metadata.version("flwr") in SpecifierSet(guarded_superlink.SUPPORTED_FLOWER)
+
+
+def test_the_control_api_knows_the_token_and_nothing_else() -> None:
+    token = "0123456789abcdef" * 4
+    plugin = TokenPlugin(token)
+    name = guarded_superlink.ACCESS_TOKEN_KEY
+    assert plugin.validate_tokens_in_metadata([(name, token)])[0]
+    assert plugin.validate_tokens_in_metadata([(name, token.encode())])[0]
+    for metadata in ([], [(name, token[:-1])], [(name, "")], [("other", token)], [(name, token), (name, token)]):
+        assert plugin.validate_tokens_in_metadata(metadata) == (False, None)
+        assert plugin.refresh_tokens(metadata) == (None, None)
+    with pytest.raises(ValueError, match="at least 32"):
+        TokenPlugin("")

@@ -11,7 +11,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -177,6 +178,15 @@ class Consortium:
         running.process.send_signal(signal.SIGTERM)
         return running.process.wait(GRACE_S + 10)
 
+    def end_all(self) -> None:
+        """Stop whatever still runs, all of it at once; `consortium` kills what does not go."""
+        for running in self.running.values():
+            running.process.send_signal(signal.SIGTERM)
+        for running in self.running.values():
+            with suppress(subprocess.TimeoutExpired):
+                running.process.wait(GRACE_S)
+        self.running.clear()
+
     def processes(self, *words: str) -> list[int]:
         """Ids of this consortium's processes whose command line holds all words."""
         found = []
@@ -204,8 +214,17 @@ class Consortium:
 
     def approve_everywhere(self, plan: Path) -> None:
         """What each administrator does with a plan that came by mail."""
-        for site, party in self.sites.items():
-            party.must("site", "plans", "approve", plan, "--home", self.home(site), "--population", POPULATION)
+        self.at_once(
+            lambda site, party: party.must(
+                "site", "plans", "approve", plan, "--home", self.home(site), "--population", POPULATION
+            )
+        )
+
+    def at_once(self, do: Callable[[str, Party], object], *sites: str) -> None:
+        """What the administrators of these sites, of all by default, do at the same time."""
+        chosen = {site: self.sites[site] for site in sites or self.sites}
+        with ThreadPoolExecutor(len(chosen)) as administrators:
+            list(administrators.map(do, chosen, chosen.values()))
 
     def progress(self, run_id: str) -> dict[str, Any]:
         """The public progress of a run; empty before there is any."""
@@ -274,12 +293,15 @@ def consortium(*, sites: Sequence[str] = SITES) -> Iterator[Consortium]:
         )
         listen = built.address.replace("localhost", "127.0.0.1")
         built.server.must("server", "init", "--home", built.server_home, "--address", built.address, "--listen", listen)
-        fingerprints = {site: _init_site(built, site) for site in sites}
+        fingerprints: dict[str, str] = {}
+        built.at_once(lambda site, _: fingerprints.update({site: _init_site(built, site)}))
         enrolments = built.root / "mail"
         built.server.must("server", "enrol", *fingerprints.values(), "--from", enrolments, "--home", built.server_home)
-        for site in sites:
-            _join(built, site)
-        yield built
+        built.at_once(lambda site, _: _join(built, site))
+        try:
+            yield built
+        finally:
+            built.end_all()
     finally:
         first = subprocess.Popen(["sleep", "0"])
         stop(first, str(root), grace_s=GRACE_S)

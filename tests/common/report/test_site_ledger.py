@@ -142,8 +142,16 @@ def test_a_directory_without_a_site_says_how_to_name_one(tmp_path: Path) -> None
     assert "--home DIR" in refused.value.hint
 
 
+def test_a_ledger_that_was_deleted_is_missed(home: Path) -> None:
+    (home / "ledger.jsonl").unlink()
+    with pytest.raises(LedgerCorrupt, match="entry 1: missing; the high-water mark holds entry 5") as refused:
+        read_site_ledger(home)
+    assert "put back the newest copy" in refused.value.hint
+
+
 def test_a_site_without_a_ledger_says_what_to_do(home: Path) -> None:
     (home / "ledger.jsonl").unlink()
+    (home / "ledger.head").unlink()
     with pytest.raises(ConfigurationError, match="there is no ledger yet") as refused:
         read_site_ledger(home)
     assert "register a data set" in refused.value.hint
