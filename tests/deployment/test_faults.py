@@ -68,7 +68,7 @@ def says(shown: Running, *words: str) -> None:
 def test_a_run_waits_for_sites_goes_on_without_one_and_lets_it_in_when_it_comes(running: Consortium) -> None:
     plan = running.plan("long", training__rounds=60, training__learning_rate=0.25)
     running.approve_everywhere(plan)
-    shown = console(running, plan, "console", setup_s=12)
+    shown = console(running, plan, "long", setup_s=8)
     says(shown, "waiting for sites west (NoAnswerYet)")
     says(shown, "3 sites; away: west (NotConnected)", "running 1/60")
     assert running.charged("west") == 0 < running.charged("south")
@@ -78,7 +78,7 @@ def test_a_run_waits_for_sites_goes_on_without_one_and_lets_it_in_when_it_comes(
 
 
 def test_rules_that_change_under_way_bind_the_next_attempt_and_too_few_sites_end_the_run(running: Consortium) -> None:
-    shown, east, north = running.running["console"], running.sites["east"], running.home("north")
+    shown, east, north = running.running["long"], running.sites["east"], running.home("north")
     rules = east.root / "careful.toml"
     rules.write_text(policy_text(epsilon=0.01))
     installed = east.must("site", "policy", "--install", rules, "--home", running.home("east"))
@@ -88,7 +88,7 @@ def test_rules_that_change_under_way_bind_the_next_attempt_and_too_few_sites_end
     says(running.running["east"], "error PrivacyBudgetExhausted, reason epsilon would reach", "of 0.010")
 
     (north / "policy.toml").write_text(policy_text(epsilon=100.0))
-    code, text = ended(running, "console")
+    code, text = ended(running, "long")
     assert code == 8
     assert (
         "error: 2 of 4 sites are left, the minimum cohort is 3 (east: PrivacyBudgetExhausted, north: TrustError)"
@@ -128,8 +128,8 @@ def test_an_old_copy_of_a_ledger_is_found_out_by_the_other_sites_and_stays_found
     plan = running.plan("short", training__rounds=2)
     running.approve_everywhere(plan)
     before = running.charged("south")
-    console(running, plan, "console")
-    code, text = ended(running, "console")
+    console(running, plan, "short")
+    code, text = ended(running, "short")
     assert code == 0 and "completed, 2 of 2 rounds" in text and "away at the end: north (LedgerCorrupt)" in text
     assert running.charged("north") == 0 and running.charged("south") == before + 2
     says(node, "error LedgerCorrupt, reason entry", "a witness holds entry", "put back the newest copy")
@@ -143,15 +143,15 @@ def test_an_old_copy_of_a_ledger_is_found_out_by_the_other_sites_and_stays_found
 
 
 def test_a_revoked_site_is_told_so_once_and_the_others_complete_the_plan(running: Consortium) -> None:
-    plan = running.plan("last", training__rounds=5, training__learning_rate=0.125)
+    plan = running.plan("last", training__rounds=3, training__learning_rate=0.125)
     running.approve_everywhere(plan)
     node = running.running["west"]
-    shown = console(running, plan, "console", round_s=6)
+    shown = console(running, plan, "last", round_s=4)
     wait_until(lambda: running.rounds(run_of(shown)) >= 1, what="round 1")
     running.server.must("server", "revoke", "west", "--home", running.server_home)
     charged = running.charged("west")
-    code, text = ended(running, "console")
-    assert code == 0 and "completed, 5 of 5 rounds" in text and "away at the end: west (NoReply)" in text
+    code, text = ended(running, "last")
+    assert code == 0 and "completed, 3 of 3 rounds" in text and "away at the end: west (NoReply)" in text, text
     assert running.charged("west") <= charged + 1
     told = "the coordinator does not take this node's key (401). Ask the coordinator whether the site is enrolled and"
     assert node.text().count(told) == 1

@@ -4,6 +4,7 @@ import stat
 import pytest
 
 from common.crypto.keys import SigningKey
+from common.crypto.seal import open_sealed, seal_bytes
 from common.errors import ConfigurationError, TrustError
 from common.signed import read_signed, write_signed
 from server.rundir import RunSettings, load_run
@@ -28,9 +29,15 @@ def test_a_wrong_passphrase_opens_nothing(federation: Federation) -> None:
         load_run(federation.root, passphrase=b"another passphrase for tests")
 
 
-@pytest.mark.parametrize(
-    "name", ["plan.json", "manifest.json", "trust.json", "coordinator.pem", "storage.key", "run.json"]
-)
+def test_a_run_from_before_checkpoints_gets_a_key_for_them_and_keeps_it(federation: Federation) -> None:
+    (federation.root / "storage.key").unlink()
+    made = load_run(federation.root, passphrase=PASSPHRASE).storage
+    sealed = seal_bytes(b"state", made, purpose="test")
+    again = load_run(federation.root, passphrase=PASSPHRASE).storage
+    assert open_sealed(sealed, again, purpose="test") == b"state"
+
+
+@pytest.mark.parametrize("name", ["plan.json", "manifest.json", "trust.json", "coordinator.pem", "run.json"])
 def test_a_missing_file_is_refused(federation: Federation, name: str) -> None:
     (federation.root / name).unlink()
     with pytest.raises(ConfigurationError):
