@@ -17,6 +17,7 @@ import pytest
 
 from client.agent_channel import MAXIMUM_MESSAGE_BYTES, AgentAway, AgentChannel
 from client.courier import read_node_key, tls_context
+from client.home import open_home
 from client.node_files import read_courier_settings
 from common import wire_pb2 as pb
 from common.canonical import canonical_json
@@ -188,7 +189,12 @@ def test_a_plan_over_the_budget_is_neither_approved_nor_joined_when_it_is_forced
         coordinator_key=run.manifest.coordinator_key,
         noise_multiplier=calibrate_plan(greedy),
     )
-    assert refusal(running, run, "west", run.offer(plan=greedy, manifest=manifest)) == "PlanNotApproved"
+    offer, home = run.offer(plan=greedy, manifest=manifest), running.home("west")
+    assert refusal(running, run, "west", offer) == "PlanNotApproved"
+    opened = open_home(home, passphrase=running.sites["west"].passphrase_file.read_bytes())
+    opened.approve(greedy.digest, population=POPULATION)
+    assert refusal(running, run, "west", offer) == "PrivacyBudgetExhausted"
+    assert "of 6.000" in last_words(running, "west")["reason"]
     assert charges(running) == CHARGED_NOTHING
 
 

@@ -33,4 +33,3 @@ def test_a_stock_supernode_takes_part_and_is_let_in_again_after_a_kill() -> None
         assert {running.charged(site) for site in running.sites} == {3}
         assert running.processes("flower-supernode", "west") not in ([], [killed])
         assert "courier ended with exit code" in west.text()
-        print(west.text())
