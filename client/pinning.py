@@ -129,7 +129,8 @@ def pin_consortium(home: SiteHome, consortium: Consortium, *, replace: bool = Fa
             f"{home.name}: another key than the pinned one for {', '.join([*who, *change.changed])}",
             hint="ask on the telephone why; if it is so, give --replace",
         )
-    home.install_trust(consortium.trust)
+    with _as_owner(home.root):  # or the agent's own user could not read what root has pinned for him
+        home.install_trust(consortium.trust)
     return change
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from client.pinning import tell_courier
+from client.home import create_home
+from client.pinning import pin_consortium, tell_courier
 from common.crypto.keys import SigningKey
 from common.enrolment import Consortium
 from server.moments import utc_now
@@ -112,3 +113,17 @@ def test_root_still_writes_for_the_courier(places: tuple[Path, Path], consortium
     assert {path.name for path in change.written} == {"ca.crt", "courier.toml"}
     assert {path.stat().st_uid for path in change.written} == {NOBODY}
     assert os.geteuid() == 0
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, who may write for another user")
+def test_what_root_pins_belongs_to_the_agents_user(tmp_path: Path, consortium: Consortium) -> None:
+    for parent in (tmp_path, *tmp_path.parents):
+        if parent not in (Path("/"), Path("/tmp")):
+            parent.chmod(parent.stat().st_mode | 0o055)
+    home = create_home(tmp_path / "home", name="north", passphrase=b"sixteen characters")
+    for entry in (home.root, *home.root.iterdir()):
+        os.chown(entry, NOBODY, NOBODY)
+    own = consortium.model_copy(update={"sites": {"north": home.identity.public_key.text}})
+    pin_consortium(home, own)
+    assert {(home.root / name).stat().st_uid for name in ("trust.json", "trust.sig")} == {NOBODY}
+    assert os.geteuid() == 0 and home.trust().coordinator == own.coordinator
