@@ -20,7 +20,7 @@ from common.errors import ConfigurationError, TrustError
 from common.plan import RESERVED_NAMES
 from common.settings import MAXIMUM_FILE_BYTES, Settings, parse_json_settings
 from common.signed import read_signed, write_signed
-from common.trust import TrustFile
+from common.trust import IdentityKey, TrustFile
 
 ENROLMENT_DOMAIN: Final = "enrolment"
 CONSORTIUM_DOMAIN: Final = "consortium"
@@ -42,7 +42,7 @@ class Enrolment(Settings):
 
     version: Literal[1] = 1
     name: SiteName
-    identity_key: str
+    identity_key: IdentityKey
     node_key: str = Field(max_length=1000)
     nominal_patients: int = Field(ge=1, le=10**9)
 
@@ -52,12 +52,6 @@ class Enrolment(Settings):
         if name in RESERVED_NAMES:
             raise ValueError(f"the names {', '.join(sorted(RESERVED_NAMES))} are reserved")
         return name
-
-    @field_validator("identity_key")
-    @classmethod
-    def _is_an_identity(cls, text: str) -> str:
-        VerifyKey.parse(text)
-        return text
 
     @field_validator("node_key")
     @classmethod
@@ -86,16 +80,10 @@ class Consortium(Settings):
     """
 
     version: Literal[1] = 1
-    coordinator: str
+    coordinator: IdentityKey
     gateway: str = Field(pattern=r"^[A-Za-z0-9.\-\[\]:]{1,253}:[0-9]{1,5}$")
     certificates: str = Field(max_length=1 << 16)
     sites: dict[SiteName, str]
-
-    @field_validator("coordinator")
-    @classmethod
-    def _is_an_identity(cls, text: str) -> str:
-        VerifyKey.parse(text)
-        return text
 
     @field_validator("certificates")
     @classmethod

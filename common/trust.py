@@ -1,9 +1,9 @@
 """Whose keys count: the file of pinned keys that a site, a coordinator or an auditor holds."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import field_validator
+from pydantic import AfterValidator, field_validator
 
 from common.canonical import canonical_json
 from common.crypto.keys import VerifyKey
@@ -12,18 +12,21 @@ from common.files import write_atomic
 from common.settings import Settings, parse_json_settings
 
 
+def _is_a_key(text: str) -> str:
+    VerifyKey.parse(text)
+    return text
+
+
+IdentityKey = Annotated[str, AfterValidator(_is_a_key)]
+"""The text of an identity key in a document: `ed25519:…`, one spelling a key."""
+
+
 class TrustFile(Settings):
     """Pinned identity keys, exchanged out of band at enrolment."""
 
     version: Literal[1] = 1
-    coordinator: str
+    coordinator: IdentityKey
     sites: dict[str, str]
-
-    @field_validator("coordinator")
-    @classmethod
-    def _is_a_key(cls, text: str) -> str:
-        VerifyKey.parse(text)
-        return text
 
     @field_validator("sites")
     @classmethod
