@@ -5,10 +5,12 @@ What it holds is the node key; what passes through it is signed by others. A mes
 answered with an error, and the coordinator may ask the same again.
 """
 
+import math
 import signal
 import ssl
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -24,12 +26,21 @@ from flwr.app import Error, Message, RecordDict
 
 from client.agent_channel import AgentAway, AgentChannel
 from client.fleet_trouble import explain
-from client.flower_private import HEARTBEAT_S, PARALLEL, Fleet, Incoming, MessageRefused, read_chunk, read_layout
+from client.flower_private import (
+    HEARTBEAT_S,
+    PARALLEL,
+    Fleet,
+    Incoming,
+    MessageRefused,
+    read_chunk,
+    read_layout,
+    read_record,
+)
 from client.memory import give_back_freed_memory, map_large_blocks
 from client.node_files import COURIER_FILE, CourierSettings, read_courier_settings
 from client.supernode import run_supernode
 from common.errors import ConfigurationError
-from common.flower import pack
+from common.flower import body_of, pack
 from common.terminal import one_line
 from common.wire import MAXIMUM_BODY_BYTES
 
@@ -38,6 +49,7 @@ UNSAID: Final = "SiteError"
 LONGEST_ANSWER_S: Final = 3600.0
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 15.0
+_IDLE_SHARE, _LONGEST_POLL_S = 0.1, 2.0
 _PART_WAITS_S = (0.02, 0.05, 0.1, 0.2, 0.5, *[1.0] * 60)
 _NOT_RUNNING = 403  # what a SuperLink says of a message whose run is over
 
@@ -82,7 +94,7 @@ class Courier:
         fleet: The node's calls to the SuperLink.
         agent: The site's agent.
         gateway: Whom it calls, for people.
-        poll_s: Between two looks for messages.
+        poll_s: Between two looks for messages while they come; after a silence a tenth of it, up to 2 s.
         stopping: Ends it.
         say: Given the lines.
         limit_bytes: Of one message's body.
@@ -108,6 +120,7 @@ class Courier:
         self._limit_bytes = limit_bytes
         self._said: dict[str, str] = {}
         self._random = SystemRandom()
+        self._carried_at_s = -math.inf
 
     def run(self) -> None:
         """Carry messages until told to stop."""
@@ -119,8 +132,10 @@ class Courier:
                 self._fleet.activate()
                 self._note("gateway", f"connected to {self._gateway} as node {self._fleet.node_id}")
                 while not self._stopping.is_set():
-                    if not self._carry_one():
-                        self._stopping.wait(self._poll_s)
+                    if self._carry_one():
+                        self._carried_at_s = time.monotonic()
+                    else:
+                        self._stopping.wait(self._pause_s())
                     pause_s = _FIRST_PAUSE_S
             except (httpx.HTTPError, httpx.InvalidURL, ValueError, OSError) as error:
                 trouble = explain(error, gateway=self._gateway)
@@ -132,6 +147,11 @@ class Courier:
                 self._stopping.wait(pause_s * self._random.uniform(0.5, 1.0))
                 pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
         pulse.join()
+
+    def _pause_s(self) -> float:
+        """Until the next look: short where messages come and go, longer at rest. Many couriers ask one SuperLink."""
+        silence_s = time.monotonic() - self._carried_at_s
+        return max(self._poll_s, min(_IDLE_SHARE * silence_s, _LONGEST_POLL_S))
 
     def _carry_one(self) -> bool:
         """Answer one message, if there is one; whether there was."""
@@ -214,7 +234,10 @@ def fetch_body(source: Incoming, pull: Callable[[Sequence[str]], list[bytes]], *
     Raises:
         ValueError: If it is longer than `limit_bytes`, longer or shorter than it declares, or of another shape.
     """
-    layout = read_layout(pull([source.array_id, *source.outline_ids])[0])
+    core = pull([source.core_id, *source.outline_ids])[0]
+    if not source.chunk_ids:
+        return body_of(read_record(core), limit_bytes=limit_bytes)
+    layout = read_layout(core)
     if layout.size_bytes > limit_bytes:
         raise ValueError(f"it has {layout.size_bytes:,} bytes, the limit is {limit_bytes:,}")
     if set(layout.chunk_ids) != source.chunk_ids:

@@ -17,7 +17,7 @@ from typing import Any, Final
 import httpx
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from flwr.app import Error, Message, RecordDict
+from flwr.app import ConfigRecord, Error, Message, RecordDict
 from flwr.app.message import Array
 from flwr.app.message.arraychunk import ArrayChunk
 from flwr.app.message.message import remove_content_from_message
@@ -75,14 +75,14 @@ class Incoming:
 
     Attributes:
         head: Without content.
-        outline_ids: Its parts that hold no bytes of the body: message, content and record.
-        array_id: The one array in which the body travels.
-        chunk_ids: Its pieces, each once.
+        outline_ids: Its parts that say nothing of the body: message and content, and the record of an array.
+        core_id: The record in which a short body travels, or the one array in which a long one does.
+        chunk_ids: The array's pieces, each once; none of a short body.
     """
 
     head: Message
     outline_ids: tuple[str, ...]
-    array_id: str
+    core_id: str
     chunk_ids: frozenset[str]
 
     @property
@@ -254,24 +254,35 @@ def incoming(message: message_pb2.Message, tree: message_pb2.ObjectTree) -> Inco
     """What the SuperLink says of a waiting message, from the outline that it sends along.
 
     Raises:
-        ValueError: If the message is not one record with one array (common/flower.py).
+        MessageRefused: If the message is not one record with a body or with one array (common/flower.py).
     """
     head = message_from_proto(message)
     head.metadata.__dict__["_message_id"] = tree.object_id
     outline_ids = []
-    for _ in ("content", "record", "array"):
+    for part in ("message", "content", "record"):
+        if part == "record" and not tree.children:
+            break
         outline_ids.append(tree.object_id)
         if len(tree.children) != 1:
-            raise MessageRefused("it is not one record with one array", head)
+            raise MessageRefused("it is not one record with a body or with one array", head)
         tree = tree.children[0]
-    if not tree.children or any(chunk.children for chunk in tree.children):
-        raise MessageRefused("its array has no pieces, or pieces of pieces", head)
+    else:
+        if not tree.children or any(chunk.children for chunk in tree.children):
+            raise MessageRefused("its array has no pieces, or pieces of pieces", head)
     return Incoming(
         head=head,
         outline_ids=tuple(outline_ids),
-        array_id=tree.object_id,
+        core_id=tree.object_id,
         chunk_ids=frozenset(chunk.object_id for chunk in tree.children),
     )
+
+
+def read_record(content: bytes) -> ConfigRecord:
+    """The record that is its own one part; raises ValueError if it is something else."""
+    try:
+        return ConfigRecord.inflate(content)
+    except Exception as error:  # the parser's errors are of many kinds
+        raise ValueError("its record cannot be read") from error
 
 
 def read_layout(content: bytes) -> Layout:

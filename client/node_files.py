@@ -40,7 +40,7 @@ class CourierSettings(Settings):
         node_key: OpenSSH private key, ECDSA on P-384.
         agent: The agent's socket.
         courier: `fedward` speaks Flower's Fleet API itself; `supernode` starts Flower's own SuperNode.
-        poll_s: Seconds between two looks for messages.
+        poll_s: Seconds between two looks for messages while they come.
         client_certificate: PEM, where the gateway asks for one; `client_key` is its private key.
     """
 

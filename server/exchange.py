@@ -24,6 +24,7 @@ from server.flower_private import look_for_parts_soon
 
 FIRST_PAUSE_S: Final = 0.02
 LONGEST_PAUSE_S: Final = 0.3
+TURN_S: Final = 0.1  # a look is several requests' work for SuperLink
 BATCH_BYTES: Final = 4 << 20
 
 NO_REPLY: Final = "NoReply"
@@ -135,20 +136,34 @@ class GridExchange:
         deadline = self._clock() + timeout_s
         asked = {node: Asked(resend_after_s=self._resend_after_s) for node in requests}
         yield from self._push(requests, asked, list(asked), ttl_s=timeout_s)
-        pause_s = FIRST_PAUSE_S
+        pause_s, left_s = FIRST_PAUSE_S, 0.0
         while asked:
-            for node_id in list(asked):
-                yield from self._look(node_id, asked)
+            yield from self._look_around(asked, everywhere=left_s <= 0)
             left_s = deadline - self._clock()
             if not asked or left_s <= 0:
                 break
             due = [node_id for node_id, one in asked.items() if one.is_due(self._clock())]
             yield from self._push(requests, asked, due, ttl_s=left_s)
-            self._sleep(min(pause_s, left_s))
+            self._sleep(min(max(pause_s / len(asked), min(pause_s, TURN_S)), left_s))
             pause_s = min(2 * pause_s, self._longest_pause_s)
+            left_s = deadline - self._clock()
         for node_id in asked:
             self.failures.setdefault(node_id, NO_REPLY)
             yield node_id, None
+
+    def _look_around(self, asked: dict[int, Asked], *, everywhere: bool) -> Iterator[tuple[int, bytes | None]]:
+        """Look for an answer of one node, another one each time, or of every node; yields the outcomes.
+
+        Nodes that were asked together answer about together: as soon as one has answered, all are looked at.
+        """
+        first, *others = asked
+        yield from self._look(first, asked)
+        if first in asked:
+            asked[first] = asked.pop(first)
+            if not everywhere:
+                return
+        for node_id in others:
+            yield from self._look(node_id, asked)
 
     def _look(self, node_id: int, asked: dict[int, Asked]) -> Iterator[tuple[int, bytes | None]]:
         """Pull what came for one node, message by message; yields its outcome if that is known now."""

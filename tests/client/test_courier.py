@@ -14,7 +14,7 @@ import httpx
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.app.message.arraychunk import ArrayChunk
 from flwr.app.message.message import remove_content_from_message
 from flwr.common.serde import message_to_proto
@@ -25,11 +25,19 @@ from hypothesis import strategies as st
 from client.agent_channel import AgentChannel
 from client.courier import Courier, fetch_body, read_node_key, tls_context
 from client.fleet_trouble import explain
-from client.flower_private import LARGEST_RESPONSE_BYTES, Fleet, Incoming, MessageRefused, incoming, read_layout
+from client.flower_private import (
+    LARGEST_RESPONSE_BYTES,
+    Fleet,
+    Incoming,
+    MessageRefused,
+    incoming,
+    read_layout,
+    read_record,
+)
 from client.node_files import CourierSettings
 from client.supernode import supernode_arguments, supernode_environment
 from common.errors import ConfigurationError
-from common.flower import pack
+from common.flower import SHORT_BODY_BYTES, pack
 from simulations.flower_private import task_identity
 from tests.deployment.superlink_harness import make_certificates
 
@@ -77,8 +85,9 @@ def test_a_body_is_put_together_from_its_pieces(body: bytes) -> None:
     assert Store(pack(body)).body() == body
 
 
-def test_every_part_has_been_seen_before_the_superlink_may_drop_the_message() -> None:
-    store = Store(pack(os.urandom(2 * PIECE)))
+@pytest.mark.parametrize("size_bytes", [100, 2 * PIECE])
+def test_every_part_has_been_seen_before_the_superlink_may_drop_the_message(size_bytes: int) -> None:
+    store = Store(pack(os.urandom(size_bytes)))
     store.body()
     assert set(store.asked) == store.parts.keys()
 
@@ -109,14 +118,40 @@ def test_the_limit_itself_is_allowed() -> None:
     "content",
     [
         RecordDict(),
-        RecordDict({"fedward": ConfigRecord({"body": b"x"})}),
-        RecordDict({"fedward": ArrayRecord()}),
         RecordDict({"a": ArrayRecord(), "b": ConfigRecord({"x": 1})}),
     ],
 )
 def test_a_message_of_another_shape_is_refused_by_its_outline(content: RecordDict) -> None:
     with pytest.raises(MessageRefused):
         Store(content).source()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        RecordDict({"fedward": ConfigRecord()}),
+        RecordDict({"fedward": ConfigRecord({"other": b"x"})}),
+        RecordDict({"fedward": ConfigRecord({"body": "x"})}),
+        RecordDict({"fedward": ConfigRecord({"body": bytes(SHORT_BODY_BYTES + 1)})}),
+        RecordDict({"fedward": ArrayRecord()}),
+        RecordDict({"fedward": MetricRecord({"body": 1})}),
+    ],
+)
+def test_a_record_without_a_short_body_is_refused(content: RecordDict) -> None:
+    with pytest.raises(ValueError):
+        Store(content).body()
+
+
+def test_a_short_body_in_an_array_is_read_as_before() -> None:
+    array = Array("uint8", (3,), "fedward.raw", b"abc")
+    assert Store(RecordDict({"fedward": ArrayRecord({"body": array})})).body() == b"abc"
+
+
+@given(st.binary(max_size=200))
+def test_noise_is_no_record(noise: bytes) -> None:
+    for content in (noise, b"ConfigRecord  %d\0" % len(noise) + noise):
+        with suppress(ValueError):
+            assert "body" not in read_record(content)
 
 
 @given(st.binary(max_size=200))

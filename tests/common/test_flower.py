@@ -1,20 +1,25 @@
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
-from common.flower import pack, unpack
+from common.flower import SHORT_BODY_BYTES, pack, unpack
 
 
-def test_a_packed_body_comes_back_as_the_same_object() -> None:
-    body = bytes(range(256)) * 40
+@pytest.mark.parametrize("size_bytes", [1, SHORT_BODY_BYTES, SHORT_BODY_BYTES + 1])
+def test_a_packed_body_comes_back_as_the_same_object(size_bytes: int) -> None:
+    body = bytes(size_bytes)
     assert unpack(pack(body)) is body
 
 
-def test_the_content_is_one_array_record_of_one_uint8_array() -> None:
-    content = pack(b"abc")
+def test_a_short_body_is_the_only_entry_of_one_config_record() -> None:
+    assert pack(b"abc") == RecordDict({"fedward": ConfigRecord({"body": b"abc"})})
+
+
+def test_a_long_body_is_one_uint8_array() -> None:
+    content = pack(bytes(SHORT_BODY_BYTES + 1))
     ((record,),) = [list(content.array_records.values())]
     (array,) = record.values()
-    assert (array.dtype, tuple(array.shape)) == ("uint8", (3,))
+    assert (array.dtype, tuple(array.shape)) == ("uint8", (SHORT_BODY_BYTES + 1,))
 
 
 def test_an_empty_body_is_refused() -> None:
@@ -42,7 +47,7 @@ def _content(array: Array) -> RecordDict:
     return RecordDict({"fedward": ArrayRecord({"body": array})})
 
 
-def test_the_right_shape_is_accepted() -> None:
+def test_a_short_body_is_read_from_an_array_too() -> None:
     assert unpack(_content(_array())) == b"abc"
 
 
@@ -50,7 +55,15 @@ def test_the_right_shape_is_accepted() -> None:
     "content",
     [
         RecordDict(),
-        RecordDict({"fedward": ConfigRecord({"body": b"abc"})}),
+        RecordDict({"other": ConfigRecord({"body": b"abc"})}),
+        RecordDict({"fedward": ConfigRecord()}),
+        RecordDict({"fedward": ConfigRecord({"other": b"abc"})}),
+        RecordDict({"fedward": ConfigRecord({"body": b"abc", "more": 1})}),
+        RecordDict({"fedward": ConfigRecord({"body": "abc"})}),
+        RecordDict({"fedward": ConfigRecord({"body": [b"abc"]})}),
+        RecordDict({"fedward": ConfigRecord({"body": b""})}),
+        RecordDict({"fedward": ConfigRecord({"body": bytes(SHORT_BODY_BYTES + 1)})}),
+        RecordDict({"fedward": MetricRecord({"body": 1})}),
         RecordDict({"other": ArrayRecord({"body": _array()})}),
         RecordDict({"fedward": ArrayRecord()}),
         RecordDict({"fedward": ArrayRecord({"other": _array()})}),

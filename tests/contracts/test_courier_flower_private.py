@@ -103,11 +103,12 @@ def test_a_dead_node_is_noticed_within_twenty_seconds() -> None:
     assert HEARTBEAT_PATIENCE == 2
 
 
-def test_a_message_is_known_by_its_outline_before_it_is_fetched() -> None:
-    message = question(bytes(range(256)) * 50_000)
+@pytest.mark.parametrize("body", [b"short", bytes(range(256)) * 50_000])
+def test_a_message_is_known_by_its_outline_before_it_is_fetched(body: bytes) -> None:
+    message = question(body)
     found = incoming(message_to_proto(message), get_object_tree(message))
     parts = get_all_nested_objects(message)
-    assert {*found.outline_ids, found.array_id, *found.chunk_ids} == parts.keys()
+    assert {*found.outline_ids, found.core_id, *found.chunk_ids} == parts.keys()
     assert (found.head.metadata.run_id, found.head.metadata.message_id, found.ttl_s) == (9, message.object_id, 30)
 
 
@@ -121,13 +122,14 @@ def test_a_reply_names_its_question_and_carries_the_askers_times() -> None:
     assert (metadata.created_at, metadata.ttl) == (asked.metadata.created_at, asked.metadata.ttl)
 
 
-def test_a_reply_can_be_read_by_flower_from_its_parts() -> None:
+@pytest.mark.parametrize("body", [b"answer", bytes(range(256)) * 50_000])
+def test_a_reply_can_be_read_by_flower_from_its_parts(body: bytes) -> None:
     asked = question()
-    reply = flower_private._reply(incoming(message_to_proto(asked), get_object_tree(asked)).head, pack(b"answer"))
+    reply = flower_private._reply(incoming(message_to_proto(asked), get_object_tree(asked)).head, pack(body))
     parts = {name: part.deflate() for name, part in get_all_nested_objects(reply).items()}
     rebuilt = inflate_object_from_contents(reply.object_id, parts)
     assert isinstance(rebuilt, Message)
-    assert unpack(rebuilt.content) == b"answer"
+    assert unpack(rebuilt.content) == body
 
 
 def test_an_error_is_a_reply_too() -> None:

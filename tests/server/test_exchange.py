@@ -37,6 +37,7 @@ class SlowGrid(InlineGrid):
         super().__init__(site_handlers(dict.fromkeys(answers_at_s, bytes.upper)))
         self._answers_at_s = answers_at_s
         self._clock = clock
+        self.looks = 0
 
     def get_node_ids(self) -> list[int]:
         return [node_id for node_id, at_s in self._answers_at_s.items() if self._clock() >= at_s]
@@ -46,6 +47,7 @@ class SlowGrid(InlineGrid):
             node_id = self._pushed[message_id].metadata.dst_node_id
             return self._clock() >= self._answers_at_s[node_id]
 
+        self.looks += 1
         return super().pull_messages([one for one in message_ids if ready(one)])
 
 
@@ -119,6 +121,14 @@ def test_a_node_that_misses_the_deadline_is_none_and_no_time_is_lost_after_it() 
     assert exchange.exchange({1: b"x", 2: b"y"}, timeout_s=5) == {1: b"X", 2: None}
     assert exchange.failures == {2: "NoReply"}
     assert clock.now_s == pytest.approx(5.0)
+
+
+def test_while_nobody_answers_a_pause_costs_one_look_however_many_nodes_there_are() -> None:
+    clock = Clock()
+    grid = SlowGrid(dict.fromkeys(range(1, 21), 4.0), clock)
+    replies = _exchange(grid, clock).exchange(dict.fromkeys(range(1, 21), b"x"), timeout_s=9)
+    assert list(replies.values()) == [b"X"] * 20
+    assert grid.looks <= len(clock.naps) + 40
 
 
 def test_the_pauses_grow_to_the_longest_and_no_further() -> None:
