@@ -100,9 +100,10 @@ def register_dataset(
         "classes": np.array([classes], dtype=np.int64),
         "lots": draw_lots(home, [named[row] for row in first]),
     }
-    home.seal(home.root / "data" / f"{population}.sealed", save(arrays))
+    # Whose budget it is stands on disk before there is anything to train on: no crash lets a patient have two.
     known[population] = sorted(tags | set(known.get(population, ())))
     home.seal(home.root / "populations.sealed", canonical_json(known))
+    home.seal(home.root / "data" / f"{population}.sealed", save(arrays))
     return population
 
 

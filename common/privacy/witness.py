@@ -1,6 +1,7 @@
 """Who vouches for a ledger's end: heads that a site signed and others keep."""
 
 import base64
+import fcntl
 import json
 import os
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from common.privacy.json_fields import exact_object, read_digest, read_signature
 
 HEAD_VERSION = 1
 HEAD_DOMAIN = "ledger-head"
+_LOOK_BACK_BYTES = 4096
 _HEAD_FIELDS = frozenset({"v", "site", "seq", "head", "run", "sig"})
 _LINE_FIELDS = _HEAD_FIELDS | {"held_by"}
 
@@ -90,8 +92,7 @@ class WitnessBook:
         self._holder = read_text(holder, "holder")
         self._heads: dict[str, dict[tuple[int, str], SignedHead]] = {}
         self._held: set[tuple[str, str, int, str]] = set()
-        *lines, torn = (path.read_bytes() if path.exists() else b"").split(b"\n")
-        self._torn_bytes = len(torn)
+        *lines, _ = (path.read_bytes() if path.exists() else b"").split(b"\n")
         for number, line in enumerate(lines, start=1):
             held_by, head = self._read_line(line, number)
             self._take(head, held_by)
@@ -101,6 +102,9 @@ class WitnessBook:
 
         Two heads of one entry with different digests prove that the site's ledger has two histories. Both are kept:
         no ledger passes an audit against both.
+
+        Raises:
+            OSError: If they cannot be written; the book then holds what it held before.
         """
         new = {(head.site, head.seq, head.digest): head for head in heads}
         added = [head for key, head in new.items() if (self._holder, *key) not in self._held]
@@ -108,14 +112,19 @@ class WitnessBook:
             return
         lines = [canonical_json({**head.to_json(), "held_by": self._holder}) + b"\n" for head in added]
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        handle = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600)
-        with os.fdopen(handle, "wb") as stream:
-            if self._torn_bytes:  # a line that a crash cut off was never promised to anyone
-                stream.truncate(os.fstat(handle).st_size - self._torn_bytes)
-                self._torn_bytes = 0
-            stream.write(b"".join(lines))
-            stream.flush()
-            os.fsync(handle)
+        handle = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600)
+        with os.fdopen(handle, "r+b", buffering=0) as stream:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            size_bytes = _whole_lines(handle)
+            os.ftruncate(handle, size_bytes)  # a line that a crash cut off was never promised to anyone
+            left = memoryview(b"".join(lines))
+            try:
+                while left:
+                    left = left[stream.write(left) :]
+                os.fsync(handle)
+            except OSError:
+                os.ftruncate(handle, size_bytes)
+                raise
         for head in added:
             self._take(head, self._holder)
 
@@ -148,6 +157,18 @@ class WitnessBook:
     def _take(self, head: SignedHead, held_by: str) -> None:
         self._heads.setdefault(head.site, {}).setdefault((head.seq, head.digest), head)
         self._held.add((held_by, head.site, head.seq, head.digest))
+
+
+def _whole_lines(handle: int) -> int:
+    """Bytes of an open file up to and with its last newline."""
+    end = os.fstat(handle).st_size
+    while end:
+        start = max(end - _LOOK_BACK_BYTES, 0)
+        newline = os.pread(handle, end - start, start).rfind(b"\n")
+        if newline >= 0:
+            return start + newline + 1
+        end = start
+    return 0
 
 
 def _statement(site: str, seq: int, digest: str, run_id: str) -> bytes:

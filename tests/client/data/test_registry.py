@@ -68,6 +68,18 @@ def test_a_data_set_that_shares_a_patient_spends_the_same_budget_whatever_its_na
     assert ledger.populations == ("ward",)
 
 
+def test_a_registration_that_broke_off_does_not_give_its_patients_a_second_budget(
+    home: SiteHome, ledger: BudgetLedger
+) -> None:
+    in_the_way = home.root / "data" / "ward.sealed"
+    in_the_way.mkdir(parents=True)
+    with pytest.raises(OSError):
+        register(home, ledger, "ward", ["1", "2"])
+    in_the_way.rmdir()
+    assert register(home, ledger, "clinic", ["2", "3"]) == "ward"
+    assert load_dataset(home, "ward", classes=2).patient_count == 2
+
+
 @pytest.mark.parametrize("spelling", ["MRN-7", " mrn-7 ", "Mrn-7"])
 def test_case_and_blanks_do_not_make_another_patient(home: SiteHome, ledger: BudgetLedger, spelling: str) -> None:
     register(home, ledger, "ward", ["mrn-7"])

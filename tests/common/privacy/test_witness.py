@@ -1,3 +1,7 @@
+import resource
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -118,6 +122,34 @@ def test_a_torn_last_line_is_dropped_and_the_book_goes_on(
     later = SignedHead.sign(site_key, site="north", head=LedgerHead(seq=4, digest=digest("c")), run_id="run-1")
     WitnessBook(book_path, holder="coordinator").record(later)
     assert WitnessBook(book_path, holder="coordinator").latest("north") == later
+
+
+def test_a_full_disk_leaves_the_book_as_it_was_and_it_goes_on_when_there_is_room(
+    book_path: Path, head: SignedHead, site_key: SigningKey
+) -> None:
+    book = WitnessBook(book_path, holder="coordinator")
+    book.record(head)
+    before = book_path.read_bytes()
+    later = SignedHead.sign(site_key, site="north", head=LedgerHead(seq=4, digest=digest("c")), run_id="run-1")
+    with longest_file(len(before) + 50), pytest.raises(OSError):
+        book.record(later)
+    assert book_path.read_bytes() == before
+    assert book.latest("north") == head
+    book.record(later)
+    assert WitnessBook(book_path, holder="coordinator").heads("north") == (head, later)
+
+
+@contextmanager
+def longest_file(size_bytes: int) -> Iterator[None]:
+    """No file of this process grows beyond that: the kernel writes what fits, and fails the next write."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, before)
 
 
 def test_a_line_that_is_no_head_is_named(book_path: Path, head: SignedHead) -> None:
