@@ -271,7 +271,7 @@ class RosterEntry(Settings):
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")
     identity_key: str
-    nominal_patients: int = Field(ge=1)
+    nominal_patients: int = Field(ge=1, le=10**9)
 
     @field_validator("name")
     @classmethod

@@ -57,13 +57,15 @@ def local_training(
         raise ValueError("steps and nominal_patients are at least 1, sampling_rate in (0, 1], noise_multiplier above 0")
     if grid.clipping_norm != clipping_norm or parameters.shape != (grid.dimension,):
         raise ValueError("the grid is for another model or another clipping norm, so its sensitivity is not this one's")
-    moving = parameters.astype(np.float64)
+    start = parameters.astype(np.float64)
+    # Kept apart from the model: beside large weights a small step is rounded away, and one site is left alone in a sum.
+    change = np.zeros_like(start)
     for _ in range(steps):
         chosen = batch
         if sampling_rate < 1:
             chosen = batch.select(sample(batch.patient_count, sampling_rate))
-        total = engine.clipped_sum(moving.astype(np.float32), chosen, clipping_norm=clipping_norm)
+        total = engine.clipped_sum((start + change).astype(np.float32), chosen, clipping_norm=clipping_norm)
         noise = draw_noise(grid.dimension, noise_multiplier * grid.sensitivity)
         step = dequantise(quantise(total, grid) + noise, grid)
-        moving -= learning_rate / (sampling_rate * nominal_patients) * step
-    return (moving - parameters).astype(np.float32)
+        change -= learning_rate / (sampling_rate * nominal_patients) * step
+    return change.astype(np.float32)

@@ -69,6 +69,13 @@ def test_without_noise_it_is_gradient_descent_on_clipped_sums():
     np.testing.assert_allclose(found, moving - weights, atol=3 * 2**-20)
 
 
+def test_large_weights_do_not_swallow_a_small_step():
+    weights = np.full(DIMENSION, 1e6, dtype=np.float32)
+    few, many = (train(Draws(noise=7), start=weights, nominal_patients=n0) for n0 in (5, 10**9))
+    assert np.all(many != 0)
+    np.testing.assert_allclose(many * 10**9, few * 5, rtol=1e-6)
+
+
 def test_with_sampling_a_step_sees_the_chosen_patients_and_divides_by_the_nominal_sample():
     found = train(Draws(chosen=[[1, 3]]), steps=1, sampling_rate=0.25)
     chosen = batch().select(np.array([1, 3]))
