@@ -31,6 +31,7 @@ from server.home import ServerHome, ServerSettings
 from server.setup import set_up
 from server.superlink import free_port, installed_program
 from server.upstate import read_up
+from tests.deployment.waiting import wait_until
 
 pytestmark = [
     pytest.mark.deployment,
@@ -86,10 +87,8 @@ def coordinator() -> Iterator[ServerHome]:
         stderr=subprocess.DEVNULL,
     )
     try:
-        deadline = time.monotonic() + PATIENCE_S
-        while read_up(home.root) is None:
-            assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.1)
+        wait_until(lambda: process.poll() is not None or read_up(home.root), what="the coordinator to be up")
+        assert process.poll() is None
         yield home
     finally:
         process.send_signal(signal.SIGTERM)

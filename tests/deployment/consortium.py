@@ -5,11 +5,9 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -18,13 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from common.processes import MARK_VARIABLE, family, stop
+from server.superlink import free_port
+from tests.deployment.waiting import wait_until
 from tests.flows.federation import CLASSES, POPULATION, make_schema, make_table
 
 FEDWARD = str(Path(sys.executable).parent / "fedward")
 SITES = ("east", "north", "west")
-PATIENTS = {"east": 34, "north": 43, "south": 29, "west": 38}
+PATIENTS = {"east": 34, "north": 43, "south": 33, "west": 38}
 FEATURES = 4
-START_TIMEOUT_S = 90.0
 COMMAND_TIMEOUT_S = 120.0
 GRACE_S = 15.0
 EPSILON, DELTA = 6.0, 1e-5
@@ -172,20 +171,12 @@ class Consortium:
         home, courier = self.home(site), self.courier(site)
         return self.start(site, self.sites[site], "site", "up", "--home", home, "--courier", courier, ready=ready)
 
-    def end(self, name: str) -> int:
-        """Stop a command as a person would, by SIGTERM, and say how it ended."""
-        running = self.running.pop(name)
-        running.process.send_signal(signal.SIGTERM)
-        return running.process.wait(GRACE_S + 10)
-
-    def end_all(self) -> None:
-        """Stop whatever still runs, all of it at once; `consortium` kills what does not go."""
-        for running in self.running.values():
-            running.process.send_signal(signal.SIGTERM)
-        for running in self.running.values():
-            with suppress(subprocess.TimeoutExpired):
-                running.process.wait(GRACE_S)
-        self.running.clear()
+    def end(self, *names: str) -> set[int]:
+        """Stop commands as people would, by SIGTERM and at the same time; the codes with which they ended."""
+        ending = [self.running.pop(name).process for name in names]
+        for process in ending:
+            process.send_signal(signal.SIGTERM)
+        return {process.wait(GRACE_S + 10) for process in ending}
 
     def processes(self, *words: str) -> list[int]:
         """Ids of this consortium's processes whose command line holds all words."""
@@ -212,12 +203,13 @@ class Consortium:
         path_.write_text(to_toml(document))
         return path_
 
-    def approve_everywhere(self, plan: Path) -> None:
-        """What each administrator does with a plan that came by mail."""
+    def approve(self, plan: Path, *sites: str) -> None:
+        """What each administrator, or that of these sites, does with a plan that came by mail."""
         self.at_once(
             lambda site, party: party.must(
                 "site", "plans", "approve", plan, "--home", self.home(site), "--population", POPULATION
-            )
+            ),
+            *sites,
         )
 
     def at_once(self, do: Callable[[str, Party], object], *sites: str) -> None:
@@ -262,10 +254,16 @@ class Consortium:
         wait_until(lambda: self.state(run_id) in ended, what=f"{run_id} to be over", pause_s=1.0)
         return self.state(run_id)
 
+    def charges(self, site: str, run_id: str = "") -> list[tuple[int, int]]:
+        """Round and attempt of every charge in a site's ledger, or of those for one run, whatever came of them."""
+        lines = (self.home(site) / "ledger.jsonl").read_bytes().splitlines(keepends=True)
+        entries = [json.loads(line) for line in lines if line.endswith(b"\n")]  # the last may just be written
+        charged = [entry for entry in entries if entry["kind"] == "reserve" and run_id in ("", entry["run"])]
+        return [(entry["round"], entry["attempt"]) for entry in charged]
+
     def charged(self, site: str) -> int:
-        """How many attempts stand in a site's ledger, whatever came of them."""
-        lines = (self.home(site) / "ledger.jsonl").read_bytes().splitlines()
-        return sum(json.loads(line)["kind"] == "reserve" for line in lines)
+        """How many attempts stand in a site's ledger."""
+        return len(self.charges(site))
 
     def kill(self, process_id: int, number: int = signal.SIGKILL) -> None:
         """Signal one of this consortium's own processes."""
@@ -301,7 +299,8 @@ def consortium(*, sites: Sequence[str] = SITES) -> Iterator[Consortium]:
         try:
             yield built
         finally:
-            built.end_all()
+            with suppress(subprocess.TimeoutExpired):  # whoever does not go is killed below
+                built.end(*built.running)
     finally:
         first = subprocess.Popen(["sleep", "0"])
         stop(first, str(root), grace_s=GRACE_S)
@@ -370,27 +369,3 @@ def _tables(table: Mapping[str, Any], path: tuple[str, ...]) -> Iterator[str]:
     for key, value in table.items():
         if isinstance(value, Mapping):
             yield from _tables(value, (*path, key))
-
-
-def wait_until(
-    happens: Callable[[], object],
-    *,
-    what: str,
-    timeout_s: float = START_TIMEOUT_S,
-    says: Callable[[], str] = lambda: "",
-    pause_s: float = 0.05,
-) -> None:
-    """Return once `happens()` is true; raise TimeoutError with what there is to say otherwise."""
-    deadline = time.monotonic() + timeout_s
-    while not happens():
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"waited {timeout_s:g} s for {what}\n{says()}")
-        time.sleep(pause_s)
-
-
-def free_port() -> int:
-    """A port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

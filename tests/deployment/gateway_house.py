@@ -11,9 +11,8 @@ import ssl
 import subprocess
 import sys
 import tempfile
-import time
 from base64 import b64encode
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -38,10 +37,11 @@ from server.acts import Actor
 from server.home import ServerHome, ServerSettings
 from server.members import enrol, revoke
 from server.setup import set_up
+from server.superlink import free_port
+from tests.deployment.waiting import wait_until
 
 PASSPHRASE = b"correct horse battery staple"
 ACTOR = Actor(name="tester", role="coordinator")
-START_S = 90.0
 FEDWARD = str(Path(sys.executable).parent / "fedward")
 
 
@@ -285,30 +285,22 @@ def read_lines(log: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
 
 
-def wait_for_line(log: Path, **fields: object) -> dict[str, Any]:
-    """The newest line with these fields, once there is one."""
+def wait_for_line(log: Path, *, asked: str = "", **fields: object) -> dict[str, Any]:
+    """The newest line with these fields, once there is one.
+
+    An answer may be there before its line: what is to be the line of one request has to name something that no
+    earlier request has.
+
+    Args:
+        log: JSON lines of the gateway or of nginx.
+        asked: Method and target, which either door writes into another field.
+    """
+
+    def named(line: dict[str, Any]) -> bool:
+        return not asked or any(f"{value} ".startswith(f"{asked} ") for value in line.values())
 
     def fits() -> list[dict[str, Any]]:
-        return [line for line in read_lines(log) if fields.items() <= line.items()]
+        return [line for line in read_lines(log) if fields.items() <= line.items() and named(line)]
 
-    wait_until(fits, what=f"a line with {fields}", timeout_s=20, says=lambda: log.read_text()[-2000:])
-    return fits()[-1]
-
-
-def wait_until(
-    happens: Callable[[], object], *, what: str, timeout_s: float = START_S, says: Callable[[], str] = lambda: ""
-) -> None:
-    """Return once `happens()` is true; raise TimeoutError with what there is to say otherwise."""
-    deadline = time.monotonic() + timeout_s
-    while not happens():
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"waited {timeout_s:g} s for {what}\n{says()}")
-        time.sleep(0.05)
-
-
-def free_port() -> int:
-    """A port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    what = f"a line with {asked} {fields}"
+    return wait_until(fits, what=what, timeout_s=20, says=lambda: log.read_text()[-2000:])[-1]

@@ -8,12 +8,10 @@ import json
 import os
 import shutil
 import signal
-import socket
 import ssl
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -26,11 +24,12 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from server.superlink import free_port
+from tests.deployment.waiting import wait_until
+
 BIN = Path(sys.executable).parent
 RUN_MAIN = ("-c", "from common.cli import main; main()")
 RUN_FEDWARD = (sys.executable, *RUN_MAIN)
-PATIENCE_S = 90.0
-LOOK_AGAIN_S = 0.05
 
 _APP = Path(__file__).with_name("exchange_app.py")
 _BUNDLE = """
@@ -49,24 +48,6 @@ clientapp = "{clientapp}"
 [tool.flwr.app.config]
 orders = ""
 """
-
-
-def until(holds: Callable[[], Any], what: str, *, timeout_s: float = PATIENCE_S) -> Any:
-    """The first true value; fails naming `what` if there is none in time."""
-    deadline = time.monotonic() + timeout_s
-    while not (value := holds()):
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"after {timeout_s:g} s still not: {what}")
-        time.sleep(LOOK_AGAIN_S)
-    return value
-
-
-def free_port() -> int:
-    """A port on loopback that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def environment(**changes: str) -> dict[str, str]:
@@ -110,7 +91,7 @@ class Process:
                 raise AssertionError(f"it ended with {self.process.returncode} and never said {words!r}: {self.text()}")
             return False
 
-        until(said, f"{self.log.name} says {words!r}")
+        wait_until(said, what=f"{self.log.name} to say {words!r}")
         return self.text()
 
     def kill(self) -> None:
@@ -176,7 +157,7 @@ class Run:
                 raise AssertionError(f"the superexec ended: {self.superexec.text()[-2000:]}")
             return path.exists()
 
-        until(there, f"the result of order {number}", timeout_s=timeout_s)
+        wait_until(there, what=f"the result of order {number}", timeout_s=timeout_s)
         return dict(json.loads(path.read_text()))
 
     def exchange(self, **order: Any) -> dict[str, Any]:
@@ -215,7 +196,7 @@ class SuperLinkHarness:
         command += ["--enable-supernode-auth", "--database", "state.db", "--disable-runtime-dependency-installation"]
         command += ["--isolation", "process", "--superexec-auth-secret-file", "superexec.secret"]
         self.superlink = start(command, self.root / "superlink.log", self.env, cwd=self.root)
-        until(self._healthy, "the SuperLink is healthy")
+        wait_until(self._healthy, what="the SuperLink to be healthy")
 
     def start_superexec(self) -> None:
         """Start what runs ServerApps."""

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from client.agent_service import AgentService, serving
-from tests.deployment.superlink_harness import Process, Run, SuperLinkHarness, superlink_harness, until
+from tests.deployment.superlink_harness import Process, Run, SuperLinkHarness, superlink_harness
+from tests.deployment.waiting import wait_until
 
 pytestmark = pytest.mark.deployment
 
@@ -89,7 +90,7 @@ def test_a_large_message_is_carried_in_bounded_memory(run: Run, node: Node) -> N
     result = run.exchange(size=LARGE_BYTES, timeout_s=120)
     assert result["echoed"]
     assert node.courier.memory_mb("VmHWM") <= IDLE_MB + 10 * LARGE_BYTES / 1e6
-    until(lambda: node.courier.memory_mb() <= IDLE_MB, "the memory is given back")
+    wait_until(lambda: node.courier.memory_mb() <= IDLE_MB, what="the memory to be given back")
 
 
 def test_a_message_of_4_gb_is_refused_and_the_next_is_carried(run: Run, node: Node) -> None:
@@ -148,15 +149,6 @@ def test_sigterm_signs_the_node_off_and_the_next_courier_is_let_in_at_once(
     assert run.exchange(size=1029)["echoed"]
 
 
-def test_a_courier_that_was_killed_comes_back_once_the_superlink_has_missed_it(run: Run, node: Node) -> None:
-    node.courier.kill()
-    times = node.courier.text().count("connected to")
-    node.start()
-    node.courier.says("connected to", times=times + 1)
-    assert node.courier.text().count("connected already (412)") == 1
-    assert run.exchange(size=1030)["echoed"]
-
-
 def test_two_couriers_with_one_key_do_not_fight(run: Run, node: Node, harness: SuperLinkHarness) -> None:
     times = node.courier.text().count("(412)")
     second = harness.start_courier(node.directory)
@@ -165,4 +157,4 @@ def test_two_couriers_with_one_key_do_not_fight(run: Run, node: Node, harness: S
         assert run.exchange(size=1031)["echoed"]
     finally:
         assert second.end() == 0
-    assert until(lambda: harness.node_status() == ["online"], "the first one stays")
+    wait_until(lambda: harness.node_status() == ["online"], what="the first one to stay")

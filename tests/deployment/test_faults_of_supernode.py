@@ -4,7 +4,8 @@ import signal
 
 import pytest
 
-from tests.deployment.consortium import consortium, wait_until
+from tests.deployment.consortium import consortium
+from tests.deployment.waiting import wait_until
 
 pytestmark = [pytest.mark.deployment, pytest.mark.slow]
 
@@ -24,7 +25,7 @@ def test_a_stock_supernode_takes_part_and_is_let_in_again_after_a_kill() -> None
             ready=lambda: bool(running.processes("flower-supernode", "west")),
         )
         plan = running.plan("stock", training__rounds=3, training__spare_attempts=12)
-        running.approve_everywhere(plan)
+        running.approve(plan)
         run_id = running.begin(plan, "--round-timeout", "300")
         wait_until(lambda: running.rounds(run_id) >= 1, what="round 1", timeout_s=END_TIMEOUT_S, says=west.text)
         (killed,) = running.processes("flower-supernode", "west")

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from server.superlink import free_port
 from tests.deployment.door_contract import DoorContract
-from tests.deployment.gateway_house import House, free_port, house, wait_until
+from tests.deployment.gateway_house import House, house
+from tests.deployment.waiting import wait_until
 
 EXAMPLE = Path(__file__).parents[2] / "server/deploy/nginx.conf"
 NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/sbin")

@@ -21,8 +21,8 @@ from tests.deployment.superlink_harness import (
     environment,
     start,
     superlink_harness,
-    until,
 )
+from tests.deployment.waiting import wait_until
 from tests.flows.federation import PASSPHRASE, make_federation
 
 pytestmark = pytest.mark.deployment
@@ -78,7 +78,7 @@ def test_a_node_comes_up_is_looked_at_survives_a_killed_agent_and_leaves_nothing
     with site_up(root, home, courier, "up") as running:
         running.says("agent is running")
         running.says("courier: connected to")
-        until(lambda: link.node_status() == ["online"], "Flower has the node as online")
+        wait_until(lambda: link.node_status() == ["online"], what="Flower to have the node as online")
 
         said = subprocess.run(
             [*RUN_FEDWARD, "site", "check", "--home", home, "--courier", courier, "--format", "json"],
@@ -103,7 +103,7 @@ def test_a_node_comes_up_is_looked_at_survives_a_killed_agent_and_leaves_nothing
         assert "agent and courier have ended" in running.text()
         assert not any(Path(f"/proc/{number}").exists() for number in below)
         assert not family(f"site-up:{home}:")
-    until(lambda: link.node_status() == ["offline"], "Flower has the node as signed off")
+    wait_until(lambda: link.node_status() == ["offline"], what="Flower to have the node as signed off")
     assert not (home / "run" / "agent.sock").exists()
 
 

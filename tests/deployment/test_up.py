@@ -6,8 +6,7 @@ import signal
 import socket
 import subprocess
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +27,7 @@ from server.run_status import asks_flower, run_status
 from server.setup import set_up
 from server.superlink import FlowerDirectory, free_port, installed_program
 from server.upstate import UpState, read_up
+from tests.deployment.waiting import wait_until
 
 pytestmark = [
     pytest.mark.deployment,
@@ -51,13 +51,6 @@ epsilon = 1.0
 delta = 1e-5
 nominal_patients = 120
 """
-
-
-def _wait_for(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
 
 
 def _enrolment(name: str) -> Enrolment:
@@ -114,7 +107,9 @@ class Coordinator:
                 stdout=said,
                 stderr=said,
             )
-        _wait_for(lambda: "coordinator is up" in self.said or self.process.poll() is not None)
+        wait_until(
+            lambda: "coordinator is up" in self.said or self.process.poll() is not None, what="the coordinator to be up"
+        )
         assert self.process.poll() is None, self.said
 
     def end(self, number: signal.Signals = signal.SIGTERM) -> int:
@@ -196,17 +191,22 @@ def test_a_second_one_on_the_same_directory_is_refused(coordinator: Coordinator)
 def test_who_is_enrolled_is_let_in_and_who_is_revoked_is_not(coordinator: Coordinator) -> None:
     north, south = _enrolment("north"), _enrolment("south")
     coordinator.enrol(north, south)
-    _wait_for(lambda: {north.node_digest, south.node_digest} <= coordinator.statuses().keys())
+    wait_until(
+        lambda: {north.node_digest, south.node_digest} <= coordinator.statuses().keys(),
+        what="the nodes to be registered",
+    )
     coordinator.revoke("south")
-    _wait_for(lambda: coordinator.statuses()[south.node_digest] == UNREGISTERED)
+    wait_until(lambda: coordinator.statuses()[south.node_digest] == UNREGISTERED, what="south to be taken out")
     assert coordinator.statuses()[north.node_digest] == "registered"
 
 
 def test_a_killed_superlink_comes_back_on_its_port_with_its_nodes(coordinator: Coordinator) -> None:
     before, nodes, killed = coordinator.state, coordinator.statuses(), coordinator.process_of("flower-superlink")
     os.kill(killed, signal.SIGKILL)
-    _wait_for(lambda: coordinator.process_of("flower-superlink") not in (0, killed))
-    _wait_for(coordinator.control.is_healthy)
+    wait_until(
+        lambda: coordinator.process_of("flower-superlink") not in (0, killed), what="SuperLink to be started again"
+    )
+    wait_until(coordinator.control.is_healthy, what="SuperLink to be healthy")
     assert coordinator.state == before
     assert coordinator.statuses() == nodes
     assert "superlink was killed by signal 9" in coordinator.said
@@ -215,7 +215,7 @@ def test_a_killed_superlink_comes_back_on_its_port_with_its_nodes(coordinator: C
 def test_a_killed_gateway_comes_back(coordinator: Coordinator) -> None:
     killed = coordinator.process_of("server gateway")
     os.kill(killed, signal.SIGKILL)
-    _wait_for(lambda: coordinator.said.count("gateway is running") == 2)
+    wait_until(lambda: coordinator.said.count("gateway is running") == 2, what="the gateway to run again")
     assert coordinator.process_of("server gateway") not in (0, killed)
 
 
@@ -243,14 +243,14 @@ def test_a_run_to_which_no_site_comes_fails_and_never_completes(coordinator: Coo
 def run_id(coordinator: Coordinator, plan_file: Path) -> str:
     """A run that waits for its sites for an hour."""
     started = coordinator.command("run", plan_file, "--detach").stdout.strip()
-    _wait_for(lambda: coordinator.run_state(started) == "waiting")
+    wait_until(lambda: coordinator.run_state(started) == "waiting", what="the run to wait")
     return started
 
 
 def test_a_run_outlives_superlink(coordinator: Coordinator, run_id: str) -> None:
     server_app = coordinator.process_of("flwr-serverapp")
     os.kill(coordinator.process_of("flower-superlink"), signal.SIGKILL)
-    _wait_for(lambda: coordinator.said.count("superlink is running") == 3)
+    wait_until(lambda: coordinator.said.count("superlink is running") == 3, what="SuperLink to run for the third time")
     assert coordinator.run_state(run_id) == "waiting"
     assert coordinator.process_of("flwr-serverapp") == server_app
     refused = coordinator.command("resume", run_id)
@@ -259,9 +259,9 @@ def test_a_run_outlives_superlink(coordinator: Coordinator, run_id: str) -> None
 
 def test_a_run_whose_process_is_killed_is_interrupted_and_can_be_resumed(coordinator: Coordinator, run_id: str) -> None:
     os.kill(coordinator.process_of("flwr-serverapp"), signal.SIGKILL)
-    _wait_for(lambda: coordinator.run_state(run_id) == "interrupted")
+    wait_until(lambda: coordinator.run_state(run_id) == "interrupted", what="the run to be interrupted")
     assert coordinator.command("resume", run_id, "--detach").returncode == 0
-    _wait_for(lambda: coordinator.run_state(run_id) == "waiting")
+    wait_until(lambda: coordinator.run_state(run_id) == "waiting", what="the run to wait again")
 
 
 def test_the_end_leaves_nothing_behind_not_even_a_server_app(coordinator: Coordinator, run_id: str) -> None:
@@ -282,7 +282,7 @@ def test_after_a_kill_the_next_start_clears_up_and_takes_revoked_keys_back(
     left = coordinator.process_of("flower-superlink")
     assert set(coordinator.statuses().values()) == {UNREGISTERED}
     shutil.move(coordinator.root.parent / "members.json", coordinator.root / "members.json")
-    _wait_for(lambda: "Flower takes no node key back" in coordinator.said)
+    wait_until(lambda: "Flower takes no node key back" in coordinator.said, what="Flower's refusal to be seen")
     assert coordinator.end(signal.SIGKILL) == -signal.SIGKILL
     assert left in {process.process_id for process in coordinator.family()}
     assert read_up(coordinator.root) is None
