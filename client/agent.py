@@ -28,7 +28,7 @@ from common.crypto.masking import RunKeys
 from common.errors import ConfigurationError, FederationError, LedgerCorrupt, TrustError
 from common.exits import NAMES_THAT_TRAVEL, UNAVAILABLE, PublicSizes, check_reply
 from common.journal import Journal
-from common.plan import Manifest, ModelSection, TrainingPlan
+from common.plan import MAXIMUM_SITES, Manifest, ModelSection, TrainingPlan
 from common.policy import check_hours, local_time
 from common.privacy.budget import PrivacyUnit
 from common.privacy.ledger import BudgetLedger
@@ -275,11 +275,15 @@ class SiteAgent:
         return pb.Closed(head=self._head(envelope.run_id))
 
     def _witness(self, heads: Sequence[pb.Head]) -> None:
-        """Keep what others' ledgers were said to end with; refuse to run behind what was said of this one."""
+        """Keep what others' ledgers were said to end with; refuse to run behind what was said of this one.
+
+        A site that left the consortium in the middle of a run stays in its roster; what it signed counts no more.
+        """
         trust, others = self._home.trust(), []
-        if len(heads) > len(trust.sites):
+        pinned = [message for message in heads if message.site in trust.sites]
+        if len(pinned) > len(trust.sites) or len(heads) > MAXIMUM_SITES:
             raise TrustError(f"a message has {len(heads)} heads, there are {len(trust.sites)} sites")
-        for message in heads:
+        for message in pinned:
             head = head_from_message(message)
             head.verify(trust.site_key(head.site))
             if head.site == self._home.name:

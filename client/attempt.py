@@ -21,7 +21,7 @@ from client.update import LocalUpdate, compute_update
 from common import wire_pb2 as pb
 from common.canonical import DIGEST_PREFIX, digest_bytes
 from common.crypto.masking import mask_context
-from common.errors import LedgerCorrupt, PolicyRefused, TrustError
+from common.errors import AttemptLost, LedgerCorrupt, PolicyRefused, TrustError
 from common.parameters import parameters_digest, parameters_from_bytes, vector_to_bytes
 from common.privacy.account import AttemptState, ChargedAttempt
 from common.privacy.entries import AttemptKey
@@ -69,6 +69,9 @@ def read_attempt(home: SiteHome, state: RunState, request: pb.Round | pb.Evaluat
         raise PolicyRefused(f"run {manifest.run_id!r} is closed")
     if cohort != sorted(set(cohort)) or home.name not in cohort:
         raise TrustError("a cohort is sorted, names each site once, and this site among them")
+    left = set(cohort).intersection(manifest.names) - home.trust().sites.keys()
+    if left:
+        raise PolicyRefused(f"{len(left)} sites of the cohort are not in the consortium that is pinned now")
     unknown = set(cohort) - {home.name} - set(state.pair_secrets)
     if unknown:
         raise TrustError(f"{len(unknown)} sites of the cohort share no secret with this one")
@@ -115,7 +118,7 @@ def answer_attempt(
     Raises:
         TrustError: If the attempt lies before the last one, or was answered under another context.
         LedgerCorrupt: If it was answered and the ledger does not know.
-        PolicyRefused: If it was begun and lost, or the plan's attempts are used up.
+        AttemptLost: If it was begun and lost. PolicyRefused: If the plan's attempts are used up.
         PrivacyBudgetExhausted: If the budget would be passed; nothing is computed then.
     """
 
@@ -240,7 +243,7 @@ def _refuse_lost(ledger: BudgetLedger, state: RunState, attempt: Attempt) -> Non
     key = _key(state, attempt)
     if ledger.account(state.population).attempt(key) is not None:
         _burn(ledger, state, key.run_id)
-        raise PolicyRefused(f"round {key.round_number} attempt {key.attempt} was begun and lost; it stays charged")
+        raise AttemptLost(f"round {key.round_number} attempt {key.attempt} was begun and lost; it stays charged")
 
 
 def _charged_update(

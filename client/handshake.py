@@ -102,8 +102,8 @@ def learn_secrets(home: SiteHome, state: RunState, ciphertexts: Iterable[pb.Ciph
     for item in ciphertexts:
         if item.recipient != home.name or item.sender not in state.peers:
             raise TrustError("a ciphertext is not for this site, or it is from a stranger")
-        if item.sender in state.pair_secrets:
-            continue
+        if item.sender in state.pair_secrets or item.sender not in trust.sites:
+            continue  # known, or of a site that left the consortium since
         if not comes_first(item.sender, home.name):
             raise TrustError(f"{item.sender} does not encapsulate to {home.name}")
         signed = ciphertext_statement(state.manifest.digest, item)

@@ -60,7 +60,7 @@ class Enrolment(Settings):
 
     @property
     def fingerprint(self) -> str:
-        """Of name and both keys; 128 bits."""
+        """Of name and both keys; 128 bits. The rest is the site's word: the identity key in it signs all of it."""
         return _fingerprint(ENROLMENT_DOMAIN, [self.name, self.identity_key, self.node_key])
 
     @property

@@ -5,7 +5,8 @@
     ├── OutputExists                 4  the out directory is already there
     ├── DataRefused                  5  the data cannot be registered
     ├── PolicyRefused                6  the site's policy does not allow the plan
-    │   └── PlanNotApproved          6  nobody at the site approved this plan
+    │   ├── PlanNotApproved          6  nobody at the site approved this plan
+    │   └── AttemptLost              6  an attempt was charged and never answered
     ├── PrivacyBudgetExhausted       7  the spend would pass a limit
     ├── QuorumLost                   8  too few sites are left to go on
     ├── LedgerCorrupt                9  a ledger does not verify
@@ -66,6 +67,10 @@ class PolicyRefused(FederationError):
 
 class PlanNotApproved(PolicyRefused):
     """Nobody at the site approved this plan."""
+
+
+class AttemptLost(PolicyRefused):
+    """An attempt was charged and interrupted before there was an answer; it is never computed a second time."""
 
 
 class PrivacyBudgetExhausted(FederationError):

@@ -21,7 +21,7 @@ from common.wire import COORDINATOR, LARGEST_NUMBER, LEAVES_A_SITE, LONGEST_RUN_
 
 UNAVAILABLE: Final = "Unavailable"
 NAMES_THAT_TRAVEL: Final = frozenset(
-    {"TrustError", "PolicyRefused", "PlanNotApproved", "PrivacyBudgetExhausted", "LedgerCorrupt"}
+    {"TrustError", "PolicyRefused", "PlanNotApproved", "AttemptLost", "PrivacyBudgetExhausted", "LedgerCorrupt"}
 )
 SIGNATURE_BYTES: Final = 64
 WORD_BYTES: Final = 4  # of one coordinate of a masked vector, uint32

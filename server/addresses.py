@@ -61,6 +61,12 @@ class Addresses:
         """A site fell silent for good: its node may be invited again, should it be there."""
         self._lost.add(site)
 
+    def dismiss(self, site: str) -> None:
+        """A site is out for good: it is neither asked nor invited again."""
+        for nodes in (self._nodes, self._before):
+            if site in nodes:
+                self.pass_over(nodes.pop(site))
+
     def to_json(self) -> dict[str, str]:
         """Node id per site, as text: it may pass 2**53."""
         return {site: str(node) for site, node in {**self._before, **self._nodes}.items()}

@@ -1,17 +1,18 @@
 """What the API tells of runs: their state, and those files that were made to be shown."""
 
-import json
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
 from common.canonical import canonical_json
 from common.crypto.keys import VerifyKey
-from common.errors import FederationError, RunStopped
+from common.errors import ConfigurationError, FederationError
 from common.plan import Manifest
 from common.settings import parse_json_settings
 from common.signed import read_signed
+from server.run_status import FlowerRuns, asks_flower, read_result, run_status
 
 PUBLIC_FILES: Final = {
     "plan.json": "plan.json",
@@ -24,41 +25,50 @@ PUBLIC_FILES: Final = {
     "signature.json": "model/signature.json",
 }
 _RUN_ID: Final = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
-_RESULT_KEYS: Final = ("rounds", "attempts", "model_digest")
+UNREADABLE: Final = "unreadable"
+"""The state of a run whose files are damaged."""
 
 
 class Runs:
     """The runs of one coordinator directory, as far as their manifest is signed by it."""
 
     def __init__(self, root: Path, *, key: VerifyKey) -> None:
-        self._directory, self._key = root / "runs", key
+        self._root, self._directory, self._key = root, root / "runs", key
 
     def all(self, *, site: str = "") -> Iterator[dict[str, Any]]:
         """A summary of each, sorted by id; of those with `site` in their roster if one is given."""
         if not self._directory.is_dir():
             return
+        flower_runs = cache(asks_flower(self._root))
         for path in sorted(self._directory.iterdir()):
-            found = self.one(path.name, site=site)
+            found = self.one(path.name, site=site, flower_runs=flower_runs)
             if found is not None:
                 yield found
 
-    def one(self, run_id: str, *, site: str = "") -> dict[str, Any] | None:
-        """The summary of one run; None if there is none, or `site` is given and not in its roster."""
+    def one(self, run_id: str, *, site: str = "", flower_runs: FlowerRuns | None = None) -> dict[str, Any] | None:
+        """The summary of one run; None if there is none, or `site` is given and not in its roster.
+
+        Its state is that which `fedward server runs` shows.
+        """
         manifest = self._manifest(run_id)
         if manifest is None or (site and site not in manifest.names):
             return None
         path = self._directory / run_id
-        outcome, result = _object(path / "outcome.json"), _object(path / "result.json")
-        error = str(outcome.get("error", ""))
+        try:
+            status = run_status(path, flower_runs=flower_runs or asks_flower(self._root))
+            state, error, result = str(status.state), status.error, read_result(path)
+        except ConfigurationError:
+            state, error, result = UNREADABLE, "", None
+        shown = result and {name: getattr(result, name) for name in ("rounds", "attempts", "model_digest")}
         return {
             "run_id": run_id,
             "plan_digest": manifest.plan_digest,
             "manifest_digest": manifest.digest,
             "sites": list(manifest.names),
             "planned_rounds": manifest.rounds,
-            "state": _state(error, over=bool(result or outcome)),
+            "state": state,
             "error": error,
-            "result": {name: result.get(name) for name in _RESULT_KEYS} if result else None,
+            "result": shown,
             "files": [name for name, place in PUBLIC_FILES.items() if (path / place).is_file()],
         }
 
@@ -80,17 +90,3 @@ class Runs:
         except FederationError:
             return None
         return manifest if manifest.run_id == run_id else None
-
-
-def _state(error: str, *, over: bool) -> str:
-    if error:
-        return "stopped" if error == RunStopped.__name__ else "failed"
-    return "completed" if over else "open"
-
-
-def _object(path: Path) -> dict[str, Any]:
-    try:
-        document = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return document if isinstance(document, dict) else {}

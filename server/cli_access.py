@@ -124,18 +124,22 @@ def proposals(
     remove: Annotated[str, typer.Option("--remove", metavar="DIGEST", help="Forget this one.")] = "",
     output: Output = OutputFormat.TEXT,
 ) -> None:
-    """List the plans that came over the API; `fedward server run DIGEST` runs one. Needs no passphrase."""
-    from common.canonical import canonical_json
+    """List the plans that came over the API; `fedward server run DIGEST` runs one. Needs no passphrase.
+
+    Of a digest the first 8 digits are enough.
+    """
+    import json
+
     from server.actlog import ActLog
     from server.acts import read_acts_key
     from server.proposals import Proposals
 
     kept = Proposals(home, key=read_acts_key(home))
     if show:
-        typer.echo(canonical_json(kept.get(show).plan.to_json()).decode())
+        typer.echo(json.dumps(kept.find(show).plan.to_json()))
         return
     if remove:
-        digest = kept.get(remove).plan.digest
+        digest = kept.find(remove).plan.digest
         ActLog.open(home).append("proposal remove", actor=person(), subject=digest)
         kept.remove(digest)
         tell(f"removed: {digest}")

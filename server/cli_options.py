@@ -35,7 +35,7 @@ Output = Annotated[OutputFormat, typer.Option("--format", help="How to print the
 def print_result(document: dict[str, Any], text: str, output: OutputFormat) -> None:
     """The result on stdout: one JSON document, or text in which nobody else's signs do harm."""
     if output is OutputFormat.JSON:
-        typer.echo(json.dumps(document, ensure_ascii=False))
+        typer.echo(json.dumps(document))  # ASCII: a terminal obeys some signs that JSON leaves raw
         return
     from common.terminal import one_line
 

@@ -52,7 +52,7 @@ def renew(
         renew_server(opened.pki, hosts=local, passphrase=passphrase, now=now, new_key=new_key, prefix="loopback-")
     expires = time_text(read_certificate(server_files(opened.pki).certificate).not_valid_after_utc)
     print_result({"version": 1, "expires": expires}, f"the server's certificate is valid until {expires}", output)
-    tell("The gateway takes it from its next connection on; SuperLink and the API at their next start.")
+    tell("Gateway and API take it from their next connection on; SuperLink at its next start.")
 
 
 def client_certificate(

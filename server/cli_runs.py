@@ -67,7 +67,7 @@ def gateway(
 
 
 def run(
-    plan: Annotated[str, typer.Argument(metavar="PLAN", help="A plan.toml, or the digest of a proposal.")],
+    plan: Annotated[str, typer.Argument(metavar="PLAN", help="A plan.toml, or how a proposal's digest begins.")],
     home: Home = Path(),
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would do and cost; change nothing.")] = False,
     sites: Annotated[
@@ -85,9 +85,8 @@ def run(
     """
     from server.moments import utc_now
     from server.rundir import RunSettings
-    from server.runs import hand_over
+    from server.runs import hand_over, require_superlink
     from server.submission import draft_run, prepare, read_plan
-    from server.upstate import require_up
 
     opened, passphrase = open_home_with_passphrase(home)
     name, wanted = read_plan(opened, plan)
@@ -97,7 +96,7 @@ def run(
         document = _draft_document(draft)
         print_result(document, _draft_text(draft, document), output)
         return
-    require_up(home)
+    require_superlink(home)
     settings = RunSettings(setup_timeout_s=setup_timeout, round_timeout_s=round_timeout)
     run_dir = prepare(opened, draft, passphrase=passphrase, settings=settings, now=utc_now())
     tell(f"run {draft.run_id}, plan {draft.plan.digest}")
@@ -134,11 +133,12 @@ def log(
     output: Output = OutputFormat.TEXT,
 ) -> None:
     """Show what happened in a run, line by line. Needs no passphrase."""
+    from common.terminal import one_line
     from server.run_log import log_lines, log_text
     from server.submission import find_run
 
     for line in log_lines(home, find_run(home, run), follow=follow):
-        typer.echo(line if output is OutputFormat.JSON else log_text(line))
+        typer.echo(one_line(line) if output is OutputFormat.JSON else log_text(line))
 
 
 def stop(

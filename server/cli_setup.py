@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 _Pem = Annotated[Path | None, typer.Option(metavar="FILE", help="Own certificates (PEM): all three, or none.")]
 
+_CONSORTIUM = "consortium's fingerprint"
+
 
 def add_to(server: typer.Typer) -> None:
     """Give the group its commands."""
@@ -60,13 +62,17 @@ def init(
         "fingerprint": fingerprint,
         "certificates": "authority" if own is None else "own",
     }
-    print_result(document, f"coordinator: {fingerprint}", output)
+    print_result(document, f"coordinator's key: {fingerprint}", output)
+    where = "" if home == Path() else f" --home {home}"
+    tell("It signs plans; note it down. What sites are read on the telephone is another one, the consortium's")
+    tell(f"fingerprint: enrol and revoke print it. Both are printed again by: fedward server members{where}")
     tell(f"\nA coordinator lives in {home.resolve()}. Next:")
     tell("  1. Back that directory up, and its passphrase elsewhere: nothing opens the keys without it.")
+    tell("     Never put an old copy of members.json or tokens.json back: it lets in whoever was revoked since.")
     tell("  2. Every site sends its enrolment.json and reads its fingerprint to you on the telephone.")
-    tell('  3. fedward server enrol "FINGERPRINT" … --from DIR')
-    tell("  4. Send consortium.json to every site, and read its fingerprint to them.")
-    tell("  5. fedward server up")
+    tell(f'  3. fedward server enrol "FINGERPRINT" … --from DIR{where}')
+    tell("  4. Send consortium.json to every site, and read the consortium's fingerprint to them.")
+    tell(f"  5. fedward server up{where}")
 
 
 def enrol(
@@ -86,9 +92,11 @@ def enrol(
 
     found = match_enrolments(read_fingerprints(fingerprints), source)
     opened, log = open_home(home), ActLog.open(home)
+    before = book.read_members(home, opened.key.public_key).active
     changed = book.enrol(opened, found, actor=person(), log=log, now=utc_now(), again=again)
     for enrolment in found:
-        tell(f"enrolled: {enrolment.name}, {enrolment.nominal_patients} patients")
+        known = enrolment.name in before
+        tell(f"{'a member already' if known else 'enrolled'}: {enrolment.name}, {enrolment.nominal_patients} patients")
     _print_consortium(book.consortium_of(opened, changed), opened.consortium_path, output)
 
 
@@ -109,20 +117,28 @@ def revoke(
 
 
 def members(home: Home = Path(), output: Output = OutputFormat.TEXT) -> None:
-    """List the sites that were ever enrolled. Needs no passphrase."""
+    """List the sites that were ever enrolled, and print the fingerprints again. Needs no passphrase."""
     from server.cli_options import table
     from server.home import read_public_key
-    from server.members import consortium_is_current, read_members
+    from server.members import current_consortium, read_members
 
-    found = read_members(home, read_public_key(home))
+    key = read_public_key(home)
+    found = read_members(home, key)
+    current = current_consortium(home / "consortium.json", found, key=key)
     rows = [_member_row(name, found) for name in sorted(found.by_name)]
-    print_result(
-        {"version": 1, "members": {name: member.model_dump(mode="json") for name, member in found.by_name.items()}},
-        table(("site", "state", "patients", "enrolled", "revoked", "identity key"), rows),
-        output,
-    )
-    if not consortium_is_current(home / "consortium.json", found):
-        tell("consortium.json names other sites than these; write it anew with: fedward server consortium")
+    document = {
+        "version": 1,
+        "members": {name: member.model_dump(mode="json") for name, member in found.by_name.items()},
+        "coordinator": {"key": key.text, "fingerprint": key.fingerprint},
+        "consortium": None if current is None else {"fingerprint": current.fingerprint},
+    }
+    listing = table(("site", "state", "patients", "enrolled", "revoked", "identity key"), rows)
+    listing += f"\n\ncoordinator's key: {key.fingerprint}"
+    if current is not None:
+        listing += f"\n{_CONSORTIUM}: {current.fingerprint}"
+    print_result(document, listing, output)
+    if current is None:
+        tell("consortium.json does not name these sites; write it anew with: fedward server consortium")
 
 
 def consortium(home: Home = Path(), output: Output = OutputFormat.TEXT) -> None:
@@ -160,5 +176,6 @@ def _member_row(name: str, found: "Members") -> tuple[str, ...]:
 def _print_consortium(current: "Consortium", path: Path, output: OutputFormat) -> None:
     document: dict[str, Any] = {"version": 1, "sites": sorted(current.sites), "fingerprint": current.fingerprint}
     sites = ", ".join(sorted(current.sites)) or "none"
-    print_result(document, f"sites: {sites}\nconsortium: {current.fingerprint}", output)
-    tell(f"Send {path} to every site, and read them the consortium's fingerprint on the telephone.")
+    print_result(document, f"sites: {sites}\n{_CONSORTIUM}: {current.fingerprint}", output)
+    if current.sites:
+        tell(f"Send {path} to every site, and read them the consortium's fingerprint on the telephone.")

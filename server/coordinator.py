@@ -71,7 +71,13 @@ class Coordinator:
         self._manifest = run.manifest
         self._at = Standing(run, exchange, journal=journal)
         self._joining = Joining(
-            run, self._at.mailbox, self._at.introductions, self._at.cohort, clock=clock, sleep=sleep
+            run,
+            self._at.mailbox,
+            self._at.introductions,
+            self._at.cohort,
+            dismiss_revoked=self._at.dismiss_revoked,
+            clock=clock,
+            sleep=sleep,
         )
         self._rounds = Rounds(run, self._at, self._joining)
 
@@ -153,6 +159,7 @@ class Coordinator:
         """Close the run; what is done twice after a crash comes to the same."""
         at, run = self._at, self._run
         at.stage, at.in_flight = "finish", NOBODY
+        at.dismiss_revoked()
         at.save()
         digest = release(run, at.state)
         close_at_sites(run, at.mailbox, model_digest=digest)

@@ -62,11 +62,16 @@ def _unmatched(fingerprint: str, found: Sequence[Enrolment], unread: Sequence[st
 
 
 def _read_all(source: Path) -> tuple[list[Enrolment], list[str]]:
+    if not source.exists():
+        raise ConfigurationError(f"{source}: there is no such file or directory")
     if not source.is_dir():
         return [read_enrolment(source)], []
     paths = sorted(source.glob("*.json"))
     if not paths or len(paths) > _MOST_FILES:
-        raise ConfigurationError(f"{source}: holds {len(paths)} files *.json, 1 to {_MOST_FILES} are read")
+        raise ConfigurationError(
+            f"{source}: holds {len(paths)} files *.json, 1 to {_MOST_FILES} are read",
+            hint="put every site's enrolment.json there, under a name of its own",
+        )
     found, unread = [], []
     for path in paths:
         try:

@@ -20,7 +20,7 @@ from flwr.serverapp import Grid
 from common.exits import NAMES_THAT_TRAVEL
 from common.flower import DEFAULT_LIMIT_BYTES, pack, unpack
 from server.asking import Asked
-from server.flower_private import look_for_parts_soon
+from server.flower_private import NOT_PUSHED, look_for_parts_soon
 
 FIRST_PAUSE_S: Final = 0.02
 LONGEST_PAUSE_S: Final = 0.3
@@ -144,6 +144,8 @@ class GridExchange:
                 break
             due = [node_id for node_id, one in asked.items() if one.is_due(self._clock())]
             yield from self._push(requests, asked, due, ttl_s=left_s)
+            if not asked:
+                break
             self._sleep(min(max(pause_s / len(asked), min(pause_s, TURN_S)), left_s))
             pause_s = min(2 * pause_s, self._longest_pause_s)
             left_s = deadline - self._clock()
@@ -191,7 +193,12 @@ class GridExchange:
     ) -> Iterator[tuple[int, bytes | None]]:
         """Send one message to each node, a few MiB at a time; yields the nodes whose message was not accepted."""
         for batch in self._batches(requests, nodes, ttl_s):
-            accepted = set(self._grid.push_messages(batch))
+            try:
+                accepted = set(self._grid.push_messages(batch))
+            except NOT_PUSHED as error:
+                _LOG.warning("messages to %d nodes were not taken: %s", len(batch), type(error).__name__)
+                accepted, now_s = set(), self._clock()
+                batch = [one for one in batch if not asked[one.metadata.dst_node_id].goes_on(now_s, final=False)]
             sent = [(message.metadata.dst_node_id, message.metadata.message_id) for message in batch]
             batch.clear()
             for node_id, message_id in sent:

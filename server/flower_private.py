@@ -8,9 +8,14 @@ import sys
 from functools import partial
 from typing import Final
 
+import httpx
+from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
+
 SUPPORTED_FLOWER: Final = ">=1.41,<1.42"
 FIRST_WAIT_S: Final = 0.05
 LONGEST_WAIT_S: Final = 1.0
+NOT_PUSHED: Final = (ObjectPushError, httpx.TransportError)
+"""What a push raises when SuperLink ends or begins in the middle of it."""
 
 _GRID_MODULE = "flwr.superlink.grid.http_grid"
 

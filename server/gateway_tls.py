@@ -1,4 +1,4 @@
-"""The gateway's certificate and key, taken up anew when they are renewed."""
+"""The certificate and key of what listens, taken up anew when they are renewed."""
 
 import ssl
 
@@ -7,7 +7,7 @@ from server.pki import TlsFiles
 
 
 class Certificates:
-    """The gateway's certificate and key; a renewed pair is used from the next connection on."""
+    """One certificate and its key; a renewed pair is used from the next connection on."""
 
     def __init__(self, files: TlsFiles, *, client_certificates: bool) -> None:
         """Load them.

@@ -9,21 +9,33 @@ superexec.secret  for Flower's executor            gateway.jsonl    every reques
 flower/           Flower's home, state and logs    runs/<run id>/   one directory a run (`server/rundir.py`)
 """
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from common.canonical import canonical_json
 from common.crypto.keys import SigningKey, VerifyKey
 from common.crypto.seal import StorageKey
-from common.errors import ConfigurationError, OutputExists
+from common.errors import ConfigurationError, OutputExists, TrustError
 from common.files import write_atomic
 from common.settings import Settings, read_settings
 
-HostPort = Annotated[str, Field(pattern=r"^([A-Za-z0-9][A-Za-z0-9.\-]{0,252}|\[[0-9A-Fa-f:.]{2,45}\]):[0-9]{1,5}$")]
 _PUBLIC = 0o644
+_HOST_PORT = re.compile(r"(?:[A-Za-z0-9][A-Za-z0-9.\-]{0,252}|\[[0-9A-Fa-f:.]{2,45}\]):([0-9]{1,5})")
+_LARGEST_PORT = 65535
+
+
+def _is_host_port(text: str) -> str:
+    form = _HOST_PORT.fullmatch(text)
+    if form is None or int(form[1]) > _LARGEST_PORT:
+        raise ValueError(f"write it as host:port, such as fed.example.org:8443, with a port up to {_LARGEST_PORT}")
+    return text
+
+
+HostPort = Annotated[str, AfterValidator(_is_host_port)]
 
 
 class ServerSettings(Settings):
@@ -146,12 +158,15 @@ def open_server(root: Path, *, passphrase: bytes) -> ServerHome:
         raise ConfigurationError(
             f"{root}: no coordinator lives here, or its files cannot be read", hint=hint
         ) from error
-    return ServerHome(
-        root=root,
-        settings=read_settings(root / "server.toml", ServerSettings),
-        key=SigningKey.from_pem(pem, passphrase),
-        storage=StorageKey.from_sealed_bytes(sealed, passphrase),
-    )
+    settings = read_settings(root / "server.toml", ServerSettings)
+    try:
+        key, storage = SigningKey.from_pem(pem, passphrase), StorageKey.from_sealed_bytes(sealed, passphrase)
+    except TrustError as error:
+        raise TrustError(
+            f"{root}: the coordinator's keys do not open with this passphrase",
+            hint="FEDWARD_PASSPHRASE_FILE or FEDWARD_PASSPHRASE is that of another directory, or mistyped",
+        ) from error
+    return ServerHome(root=root, settings=settings, key=key, storage=storage)
 
 
 def _toml(value: str | float | bool) -> str:

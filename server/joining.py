@@ -10,6 +10,7 @@ from typing import Final
 
 from common import wire_pb2 as pb
 from common.canonical import canonical_json
+from server.belonging import REVOKED
 from server.cohort import NO_REPLY, NOT_CONNECTED, Cohort
 from server.introductions import Introductions
 from server.mailbox import ASKED_AGAIN, Mailbox
@@ -42,6 +43,7 @@ class Joining:
         introductions: Introductions,
         cohort: Cohort,
         *,
+        dismiss_revoked: Callable[[], object],
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
@@ -49,6 +51,7 @@ class Joining:
         self._mailbox = mailbox
         self._introductions = introductions
         self._cohort = cohort
+        self._dismiss_revoked = dismiss_revoked
         self._clock = clock
         self._sleep = sleep
         self._seen: set[int] = set()
@@ -58,7 +61,7 @@ class Joining:
     def gather(
         self, wanted: Collection[str], *, on_wait: Callable[[dict[str, str]], None], closing: bool = False
     ) -> None:
-        """Invite every connected node until all of `wanted` joined, said no for good, or the set-up time is over.
+        """Invite every connected node until all of `wanted` joined, left for good, or the set-up time is over.
 
         Every node is asked once, whatever the time. Whoever else comes meanwhile is welcome.
 
@@ -72,6 +75,7 @@ class Joining:
         while True:
             self._seen = set(self._mailbox.connected())
             self._mailbox.invite(self._offer(), timeout_s=timeout_s, closing=closing)
+            self._dismiss_revoked()
             waiting = self._waiting(wanted)
             left_s = deadline_s - self._clock()
             if not waiting or left_s <= 0:
@@ -117,6 +121,7 @@ class Joining:
 
         A node that does not answer is asked ever more rarely, so that it does not delay every round.
         """
+        self._dismiss_revoked()
         away = {site for site, reason in self._cohort.left.items() if reason in MAY_COME_LATE}
         if not away:
             return False
@@ -148,9 +153,10 @@ class Joining:
 
     def _waiting(self, wanted: Collection[str]) -> dict[str, str]:
         """The wanted sites that may still come, with what is known of them."""
+        revoked = {site for site, reason in self._cohort.left.items() if reason == REVOKED}
         reasons = {
             site: self._mailbox.refused.get(site, NO_ANSWER_YET)
-            for site in sorted(set(wanted) - set(self._mailbox.reachable))
+            for site in sorted(set(wanted) - set(self._mailbox.reachable) - revoked)
         }
         return {site: why for site, why in reasons.items() if why == NO_ANSWER_YET or why in ASKED_AGAIN}
 

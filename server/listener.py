@@ -1,17 +1,17 @@
 """Connections from outside: counted before TLS, secured within a deadline, dropped when no request comes.
 
 uvicorn bounds neither a handshake nor the time that a request's headers may take, and logs no failed handshake. So
-each connection is accepted by a protocol of ours, which hands it to uvicorn's once TLS stands.
+each connection of gateway and API is accepted by a protocol of ours, which hands it to uvicorn's once TLS stands.
 """
 
 import asyncio
 import ssl
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from server.gateway_log import Entry, GatewayLog
+from server.gateway_log import Entry
 from server.gateway_tls import Certificates
 from server.limits import Buckets, Counter, Limits, network
 
@@ -20,13 +20,21 @@ LONGEST_REASON = 80
 SHUTDOWN_S = 2.0
 
 
+class ConnectionLog(Protocol):
+    """Where it is written what became of connections without a request."""
+
+    def write(self, entry: Entry) -> None:
+        """Take one line."""
+        ...
+
+
 class Listener:
-    """All connections of one gateway.
+    """All connections of one port.
 
     The app says with `begin` and `end` when a request of a client runs; in between the connection's deadline rests.
     """
 
-    def __init__(self, *, certificates: Certificates, limits: Limits, log: GatewayLog) -> None:
+    def __init__(self, *, certificates: Certificates, limits: Limits, log: ConnectionLog) -> None:
         self._certificates, self._limits, self._log = certificates, limits, log
         self._open: dict[Client, _Connection] = {}
         self._counts = Counter()
@@ -103,7 +111,7 @@ class Listener:
 class _Http(H11Protocol):
     """uvicorn's protocol, and what is no HTTP is logged."""
 
-    def __init__(self, log: GatewayLog, client: Client, **arguments: Any) -> None:
+    def __init__(self, log: ConnectionLog, client: Client, **arguments: Any) -> None:
         super().__init__(**arguments)
         self._log, self._peer = log, client
 

@@ -64,6 +64,7 @@ class Mailbox:
         self._exchange = exchange
         self._journal = journal
         self._heads: dict[str, SignedHead] = {}
+        self._told: dict[str, str] = {}
         self._witnesses = WitnessBook(run.root / "witnesses.jsonl", holder=COORDINATOR)
         self.addresses = Addresses()
         self.joined: dict[str, bytes] = {}
@@ -141,6 +142,7 @@ class Mailbox:
                     body = read_body(reply, kind)
                     self._keep_head(site, body.head)  # type: ignore[attr-defined]  # every reply has a head
                     accept(site, body)
+                    self._told.pop(site, None)
             except FederationError as error:  # one site's bad answer, a forked ledger too, never ends the run
                 self._note(site, type(error).__name__)
 
@@ -185,6 +187,7 @@ class Mailbox:
             return None
         self.joined.setdefault(envelope.sender, data)
         self.refused.pop(envelope.sender, None)
+        self._told.pop(envelope.sender, None)
         return envelope.sender
 
     def _check_same_keys(self, site: str, body: pb.Joined) -> None:
@@ -228,8 +231,11 @@ class Mailbox:
         )
 
     def _note(self, site: str, name: str) -> None:
+        """Remember a refusal; a site that says the same no to every invitation gets one line of the log."""
         self.refused[site] = name
-        self._log("refused", site=site, error=name)
+        if self._told.get(site) != name:
+            self._told[site] = name
+            self._log("refused", site=site, error=name)
 
     def _log(self, event: str, **fields: str) -> None:
         if self._journal is not None:

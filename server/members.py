@@ -133,13 +133,14 @@ def consortium_of(home: ServerHome, members: Members) -> Consortium:
     return parse_settings(fields, Consortium, source="the consortium")
 
 
-def consortium_is_current(home_consortium: Path, members: Members) -> bool:
-    """Whether the consortium that sites are given names exactly the active members."""
+def current_consortium(path: Path, members: Members, *, key: VerifyKey) -> Consortium | None:
+    """What sites are given, if this coordinator signed it and it names exactly the active members; else None."""
     try:
-        sites = read_consortium(home_consortium).sites
+        found = read_consortium(path)
     except FederationError:
-        return False
-    return sites == {name: member.identity_key for name, member in members.active.items()}
+        return None
+    sites = {name: member.identity_key for name, member in members.active.items()}
+    return found if found.coordinator == key.text and found.sites == sites else None
 
 
 def enrol(

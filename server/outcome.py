@@ -12,7 +12,7 @@ from pathlib import Path
 
 from common import errors
 from common.canonical import canonical_json
-from common.errors import BackendFailed, FederationError
+from common.errors import BackendFailed, ConfigurationError, FederationError
 from common.files import write_atomic
 
 OUTCOME_FILE = "outcome.json"
@@ -65,12 +65,14 @@ def outcome_written(run_dir: Path) -> Iterator[None]:
 
 
 def read_outcome(run_dir: Path) -> Outcome | None:
-    """The outcome in `run_dir`; None while there is none."""
+    """The outcome in `run_dir`; None while there is none. Raises ConfigurationError if the file is malformed."""
     try:
         document = json.loads((run_dir / OUTCOME_FILE).read_bytes())
+        return Outcome(error=document["error"], fact=document["fact"], hint=document["hint"])
     except FileNotFoundError:
         return None
-    return Outcome(error=document["error"], fact=document["fact"], hint=document["hint"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigurationError(f"{run_dir / OUTCOME_FILE}: cannot be read") from error
 
 
 def remove_outcome(run_dir: Path) -> None:

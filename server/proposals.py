@@ -6,8 +6,7 @@ moves nothing by itself. What sites are asked is signed anew, by the coordinator
 
 import json
 import re
-import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Final, Literal
@@ -16,7 +15,7 @@ from common.canonical import canonical_json
 from common.crypto.keys import SigningKey, VerifyKey
 from common.errors import ConfigurationError, FederationError, PolicyRefused
 from common.plan import TrainingPlan
-from common.settings import Settings, parse_json_settings, parse_settings
+from common.settings import Settings, parse_json_settings, parse_settings, parse_toml
 from common.signed import read_signed, write_signed
 from server.lock import exclusive
 from server.moments import TimeText, time_text
@@ -27,6 +26,9 @@ MAXIMUM_PLAN_BYTES: Final = 256 << 10
 MOST_PROPOSALS: Final = 200
 MOST_OF_ONE: Final = 20
 _DIGEST: Final = re.compile(r"(?:sha256:)?([0-9a-f]{64})")
+_BEGINNING: Final = re.compile(r"(?:sha256:)?([0-9a-f]{8,64})")
+_SHOWN: Final = 12
+_MOST_SHOWN: Final = 10
 
 
 class Proposal(Settings):
@@ -46,7 +48,7 @@ def parse_plan(content: bytes, *, toml: bool) -> TrainingPlan:
     if len(content) > MAXIMUM_PLAN_BYTES:
         raise ConfigurationError(f"the plan has {len(content)} bytes, at most {MAXIMUM_PLAN_BYTES} are read")
     try:
-        document = tomllib.loads(content.decode()) if toml else json.loads(content)
+        document = parse_toml(content.decode()) if toml else json.loads(content)
     except (ValueError, RecursionError) as error:
         kind = "TOML" if toml else "JSON"
         raise ConfigurationError(f"the plan cannot be read as {kind}: {str(error)[:200]}") from error
@@ -106,6 +108,25 @@ class Proposals:
             raise ConfigurationError(f"{path}: holds another plan than its name says")
         return proposal
 
+    def find(self, beginning: str) -> Proposal:
+        """One proposal, by its digest or by how that begins: at least 8 hex digits that fit no other.
+
+        Raises:
+            ConfigurationError: If it is no beginning of a digest, or that of none or of several.
+            TrustError: If the API's key did not sign it.
+        """
+        form = _BEGINNING.fullmatch(beginning.lower())
+        if form is None:
+            raise ConfigurationError(
+                f"{beginning[:80]!r} is neither a file nor the digest of a proposal",
+                hint=f"of a digest 8 hex digits are enough; {self._listed()}",
+            )
+        found = [path.stem for path in sorted(self._directory.glob(f"{form[1]}*.json"))]
+        if len(found) != 1:
+            many = f"{len(found)} proposed plans begin" if found else "no proposed plan begins"
+            raise ConfigurationError(f"{many} with {form[1]!r}", hint=self._listed(found))
+        return self.get(found[0])
+
     def remove(self, digest: str) -> None:
         """Forget a proposal; raises ConfigurationError if there is none."""
         with exclusive(self._root / "proposals.lock"):
@@ -113,6 +134,14 @@ class Proposals:
                 self._path(digest).unlink()
             except FileNotFoundError as error:
                 raise ConfigurationError(f"no plan {digest[:80]!r} was proposed") from error
+
+    def _listed(self, stems: Sequence[str] = ()) -> str:
+        """These proposals, or all, as a hint names them."""
+        known = [one for one in self._sound() if not stems or one.plan.digest.removeprefix("sha256:") in stems]
+        length = 64 if stems else _SHOWN
+        named = [f"{one.plan.digest[7 : 7 + length]} of {', '.join(one.proposers)}" for one in known[:_MOST_SHOWN]]
+        more = f" and {len(known) - _MOST_SHOWN} more" if len(known) > _MOST_SHOWN else ""
+        return f"proposed are: {'; '.join(named)}{more}" if named else "no plan was proposed"
 
     def _sound(self) -> Iterator[Proposal]:
         for path in sorted(self._directory.glob("*.json")):

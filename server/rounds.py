@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common import wire_pb2 as pb
-from common.errors import QuorumLost
+from common.errors import AttemptLost, QuorumLost
 from common.parameters import parameters_to_bytes
 from server.aggregate import descent_direction, server_step
+from server.belonging import REVOKED
 from server.cohort import Cohort
 from server.joining import Joining
 from server.rundir import PreparedRun
@@ -67,6 +68,7 @@ class Rounds:
         ):
             at.refuse_if_stopped()
             if not at.in_flight:
+                at.dismiss_revoked()
                 at.in_flight = tuple(at.cohort.select())
                 at.attempt += 1
                 at.attempts += 1
@@ -126,9 +128,14 @@ class Rounds:
         return sealed
 
     def _note_missing(self, cohort: Cohort, chosen: list[str], missing: list[str]) -> None:
-        refused = self._at.mailbox.refused
+        refused, gone = self._at.mailbox.refused, self._at.dismiss_revoked()
         for site in missing:
-            if site in refused:
+            if site in gone:
+                cohort.refused(site, REVOKED)
+            elif refused.get(site) == AttemptLost.__name__:
+                del refused[site]  # the site is there again, and takes part in the next attempt
+                cohort.silent(site)
+            elif site in refused:
                 cohort.refused(site, refused[site])
             else:
                 cohort.silent(site)

@@ -43,6 +43,7 @@ class RunStatus(Settings):
         left: Sites that are not there, with the name of why.
         waiting_for: Sites that are waited for, with what is known of them.
         closed: Whether the sites were told that it is over; it can be resumed if not.
+        hand_overs: How often it was given to Flower; 0 if that never succeeded.
     """
 
     run_id: str
@@ -58,6 +59,7 @@ class RunStatus(Settings):
     left: dict[str, str] = Field(default_factory=dict)
     waiting_for: dict[str, str] = Field(default_factory=dict)
     closed: bool = False
+    hand_overs: int = 0
 
     @property
     def words(self) -> str:
@@ -66,8 +68,8 @@ class RunStatus(Settings):
             "starting": "starting",
             "waiting": "waiting for sites",
             "running": f"running {self.rounds}/{self.of}",
-            "failed": f"failed {self.error}",
-            "interrupted": "interrupted: resume",
+            "failed": f"failed {self.error}" + ("" if self.closed else ": resume"),
+            "interrupted": f"{'interrupted' if self.hand_overs else 'never begun'}: resume",
         }.get(self.state, self.state)
 
 
@@ -99,6 +101,7 @@ def run_status(run_dir: Path, *, flower_runs: FlowerRuns, patience_s: float = 0.
         state=state,
         error=error,
         closed=result is not None,
+        hand_overs=len(submission.hand_overs),
         **shown,
     )
 
@@ -115,13 +118,15 @@ def is_at_work(run_dir: Path) -> bool:
 
 
 def read_result(run_dir: Path) -> RunResult | None:
-    """What came of a run; None if it is not over."""
+    """What came of a run; None if it is not over. Raises ConfigurationError if the file is malformed."""
     try:
         document = json.loads((run_dir / RESULT_FILE).read_bytes())
+        document.pop("version")
+        return RunResult(**document)
     except FileNotFoundError:
         return None
-    document.pop("version")
-    return RunResult(**document)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigurationError(f"{run_dir / RESULT_FILE}: cannot be read") from error
 
 
 def asks_flower(root: Path) -> FlowerRuns:

@@ -48,17 +48,34 @@ def hand_over(
         closing: The run goes on only to be closed at its sites; an earlier wish to stop it is forgotten otherwise.
 
     Raises:
-        ConfigurationError: If it is over or at work. BackendFailed: If nothing is up, or Flower does not take it.
+        ConfigurationError: If it is over or at work.
+        BackendFailed: If nothing is up, or Flower does not take it; the hint says how it is handed over once more.
     """
-    require_up(root)
+    require_superlink(root)
     with exclusive(run_dir / "hand-over.lock"):
         refuse_unless_resumable(root, run_dir)
         ActLog.open(root).append(act, actor=actor, subject=run_dir.name, detail=detail)
         remove_outcome(run_dir)
         (run_dir / STOP_FILE).touch() if closing else (run_dir / STOP_FILE).unlink(missing_ok=True)
         now = utc_now()
-        flower_run = submit_run(FlowerDirectory(root=root / "flower"), run_dir=run_dir)
+        try:
+            flower_run = submit_run(FlowerDirectory(root=root / "flower"), run_dir=run_dir)
+        except BackendFailed as error:
+            again = f"fedward server {'stop' if closing else 'resume'} {run_dir.name}"
+            raise BackendFailed(error.fact, hint=f"nothing is lost; once more with: {again}\n{error.hint}") from error
         note_hand_over(run_dir, flower_run=flower_run, now=now)
+
+
+def require_superlink(root: Path) -> None:
+    """Return only if a coordinator is up and its SuperLink answers; raises BackendFailed."""
+    require_up(root)
+    try:
+        FlowerDirectory(root=root / "flower").control().runs()
+    except BackendFailed as error:
+        raise BackendFailed(
+            f"the coordinator is up, its SuperLink is not: {error.fact}",
+            hint=f"fedward server up starts it again in a moment; if not, see {root / 'flower' / 'superlink.log'}",
+        ) from error
 
 
 def refuse_unless_resumable(root: Path, run_dir: Path) -> None:
@@ -101,7 +118,8 @@ def raise_if_failed(root: Path, run_dir: Path, status: RunStatus) -> None:
             f"{status.run_id}: its process on this machine ended without a word after {status.rounds} rounds", hint=hint
         )
     if outcome is not None:
-        outcome.raise_error(log=log)
+        again = "" if status.closed else f"its sites were not told; fedward server resume {status.run_id}\n"
+        outcome.raise_error(log=again + log)
     result = read_result(run_dir)
     if result is None or result.rounds == 0:
         raise QuorumLost(f"{status.run_id}: no round was completed")

@@ -119,7 +119,7 @@ def _make(
 def _sweep(root: Path) -> None:
     """Remove what a crash left; raises OutputExists if there is anything that `_make` does not make."""
     if (root / MARK).exists():
-        raise OutputExists(f"{root}: there is a coordinator already")
+        raise OutputExists(f"{root}: there is a coordinator already", hint="see: fedward server members --home DIR")
     left = [entry for entry in root.iterdir() if entry.name not in _HARMLESS]
     if left and not any(entry.name.startswith(_STAGING) for entry in left):
         raise OutputExists(f"{root}: the directory is not empty", hint="give a new one with --home DIR")

@@ -10,6 +10,7 @@ from common.privacy.witness import SignedHead
 from common.wire import head_from_message
 from server.aggregate import ServerState
 from server.attempts import Attempts
+from server.belonging import REVOKED, Belonging
 from server.checkpoints import Checkpoint, CheckpointStore, Failure
 from server.cohort import Cohort
 from server.evaluation import EVALUATION_FILE, Evaluations
@@ -39,6 +40,7 @@ class Standing:
         self._run = run
         self._journal = journal
         self._store = CheckpointStore(run)
+        self._belonging = Belonging(run)
         self.mailbox = Mailbox(run, exchange, journal=journal)
         self.introductions = Introductions(manifest, run.trust)
         acquainted = self.introductions.acquainted
@@ -116,6 +118,16 @@ class Standing:
                 f"the run was stopped after {done} of {planned} rounds; it is closed at the sites",
                 hint="the model so far is released; what was charged stays charged" if done else "",
             )
+
+    def dismiss_revoked(self) -> frozenset[str]:
+        """Let those sites go for good that are members no more, and return them."""
+        gone = self._belonging.gone()
+        for site in sorted(gone):
+            self.mailbox.addresses.dismiss(site)
+            if self.cohort.left.get(site) != REVOKED:
+                self.cohort.refused(site, REVOKED)
+                self.log("refused", site=site, error=REVOKED)
+        return gone
 
     def log(self, event: str, **fields: str | int | list[str]) -> None:
         """Write a line of the run's log."""

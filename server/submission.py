@@ -2,6 +2,7 @@
 
 import re
 import secrets
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -68,7 +69,7 @@ class Draft:
 
 
 def read_plan(home: ServerHome, named: str) -> tuple[str, TrainingPlan]:
-    """The plan in a TOML or JSON file, or the proposal with this digest; with a name for people.
+    """The plan in a TOML or JSON file, or the proposal whose digest begins so; with a name for people.
 
     Raises:
         ConfigurationError: If there is no such file or proposal, or it is malformed.
@@ -77,8 +78,7 @@ def read_plan(home: ServerHome, named: str) -> tuple[str, TrainingPlan]:
     if not path.is_file():
         if "/" in named or path.suffix:
             raise ConfigurationError(f"{named}: no such plan", hint="give a plan.toml, or the digest of a proposal")
-        proposal = Proposals(home.root, key=read_acts_key(home.root)).get(named)
-        return "proposal", proposal.plan
+        return "proposal", Proposals(home.root, key=read_acts_key(home.root)).find(named).plan
     try:
         return path.stem, parse_plan(path.read_bytes(), toml=path.suffix != ".json")
     except OSError as error:
@@ -117,19 +117,23 @@ def draft_run(home: ServerHome, plan: TrainingPlan, *, name: str, sites: Sequenc
 
 
 def prepare(home: ServerHome, draft: Draft, *, passphrase: bytes, settings: RunSettings, now: datetime) -> Path:
-    """Write the run's directory and return it; nobody was asked anything yet."""
+    """Write the run's directory, whole or not at all, and return it; nobody was asked anything yet."""
     run_dir = home.runs / draft.run_id
     run_dir.mkdir(parents=True, mode=0o700)
-    prepare_run(
-        run_dir,
-        plan=draft.plan,
-        manifest=draft.manifest,
-        trust=draft.trust,
-        key=home.key,
-        passphrase=passphrase,
-        settings=settings,
-    )
-    _write(run_dir, Submission(plan_name=draft.name, prepared=time_text(now)))
+    try:
+        prepare_run(
+            run_dir,
+            plan=draft.plan,
+            manifest=draft.manifest,
+            trust=draft.trust,
+            key=home.key,
+            passphrase=passphrase,
+            settings=settings,
+        )
+        _write(run_dir, Submission(plan_name=draft.name, prepared=time_text(now)))
+    except BaseException:
+        shutil.rmtree(run_dir, ignore_errors=True)
+        raise
     return run_dir
 
 

@@ -145,6 +145,10 @@ def create_token(
     """
     if not 1 <= days <= LONGEST_DAYS:
         raise ConfigurationError(f"a token lasts 1 to {LONGEST_DAYS} days, not {days}")
+    if (role is Role.SITE) != bool(site):
+        raise ConfigurationError(
+            "a token of role site names its site, and no other token does", hint="--role site --site NAME"
+        )
     with exclusive(home.root / "tokens.lock"):
         tokens = dict(read_tokens(home.root, home.key.public_key).by_id)
         if any(token.name == name and token.is_live(now) for token in tokens.values()):

@@ -39,3 +39,11 @@ def test_a_name_in_a_ledger_writes_no_line_and_no_escape_of_its_own(home, comman
     assert shown
     assert all(sign.isprintable() or sign == "\n" for sign in shown)
     assert FORGED not in shown.split("\n")
+
+
+@pytest.mark.parametrize("command", ["verify", "report"])
+def test_the_json_of_an_audit_is_ascii_and_says_the_same_names(home, command):
+    shown = CliRunner().invoke(audit, [command, str(home / "ledger.jsonl"), "--format", "json"]).stdout
+    assert shown.isascii()
+    assert any(json.dumps(name)[1:-1] in shown for name in NAMES)
+    json.loads(shown)

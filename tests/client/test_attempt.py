@@ -8,7 +8,7 @@ from client.runstate import Outbox, RunState, load_state
 from client.training.engine import choose_engine
 from common import wire_pb2 as pb
 from common.canonical import digest_bytes
-from common.errors import LedgerCorrupt, PolicyRefused, PrivacyBudgetExhausted, TrustError
+from common.errors import AttemptLost, LedgerCorrupt, PolicyRefused, PrivacyBudgetExhausted, TrustError
 from common.privacy.entries import AttemptKey
 from common.privacy.ledger import BudgetLedger
 from tests.flows.federation import CLASSES, POPULATION, RUN_ID, Federation, request_in, spend_everything
@@ -108,7 +108,7 @@ def test_an_attempt_that_was_begun_and_lost_is_burned(joined) -> None:
     with federation.ledger(SITE) as ledger:
         event = attempt_event(federation.manifest, cohort_size=4)
         ledger.reserve(POPULATION, run_id=RUN_ID, round_number=1, attempt=1, event=event)
-        with pytest.raises(PolicyRefused, match="begun and lost; it stays charged"):
+        with pytest.raises(AttemptLost, match="begun and lost; it stays charged"):
             answer(joined, ledger, attempt(joined))
     assert federation.charged(SITE) == {(1, 1): "burned"}
 

@@ -5,7 +5,7 @@ from pydantic import Field, ValidationError
 
 from common.errors import ConfigurationError
 from common.plan import TrainingPlan
-from common.settings import MAXIMUM_FILE_BYTES, Settings, parse_json_settings, read_settings
+from common.settings import MAXIMUM_FILE_BYTES, Settings, parse_json_settings, parse_toml, read_settings
 from tests.flows.federation import make_plan
 
 
@@ -82,6 +82,13 @@ def test_what_is_no_toml_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "rules.toml").write_bytes(content)
     with pytest.raises(ConfigurationError, match="cannot be read as TOML"):
         read_settings(tmp_path / "rules.toml", Rules)
+
+
+def test_a_key_of_very_many_parts_is_refused_before_it_is_parsed(tmp_path: Path) -> None:
+    assert "more than 64 dots" in refusal(tmp_path, "a." * 65 + "a = 1")
+    assert "more than 64 dots" in refusal(tmp_path, "[" + "a . " * 65 + "a]")
+    assert parse_toml("a." * 64 + "a = 1").keys() == {"a"}
+    assert len(parse_toml(f"numbers = [{'0.5, ' * 1000}]")["numbers"]) == 1000
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

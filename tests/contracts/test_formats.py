@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from client.decisions import read_decisions
+from client.decisions import Approval, read_decisions
 from client.deid.report import ColumnCount, DeidReport
 from client.deid.rules import TableSchema, read_schema
 from client.node_files import CourierSettings, NodeSettings, read_courier_settings, read_node_settings
@@ -130,7 +130,14 @@ def test_the_example_offer_is_signed_by_its_site_and_holds_the_example_plan(tmp_
 def test_the_example_decisions_are_signed_by_their_site(tmp_path, trust, plan):
     example_file("decisions", tmp_path, "approvals.json")
     decisions = read_decisions(tmp_path, trust.site_key(SITE))
-    assert (dict(decisions.approved), len(decisions.rejected)) == ({plan.digest: "nuclei"}, 1)
+    approval = Approval(population="nuclei", runs_left=0, begun=("nuclei-0064e53aeb09",))
+    assert (dict(decisions.approved), len(decisions.rejected)) == ({plan.digest: approval}, 1)
+
+
+def test_the_example_decisions_of_version_two_hold_for_every_run(tmp_path, trust, plan):
+    example_file("decisions-before", tmp_path, "approvals.json")
+    approval = Approval(population="nuclei", runs_left=None)
+    assert read_decisions(tmp_path, trust.site_key(SITE)).approved == {plan.digest: approval}
 
 
 def test_the_example_node_and_courier_agree_on_their_socket(tmp_path):

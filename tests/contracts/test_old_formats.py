@@ -26,7 +26,7 @@ from common.trust import read_trust
 from server.actlog import ActLog
 from server.acts import Actor, read_acts_key, verified_acts
 from server.home import open_server, read_public_key
-from server.members import consortium_is_current, read_members, revoke
+from server.members import current_consortium, read_members, revoke
 from server.proposals import Proposals
 from server.release import read_release
 from server.rundir import load_run
@@ -91,6 +91,10 @@ def test_a_stored_policy_is_signed_by_its_site(home):
     assert list(home.policy().budget) == list(home.approvals().values())
 
 
+def test_a_stored_approval_without_a_number_holds_for_every_run(home):
+    assert [approval.runs_left for approval in home.decisions().approved.values()] == [None]
+
+
 def test_stored_pinned_keys_are_signed_by_their_site(home):
     assert home.trust().site_key(SITE) == home.identity.public_key
 
@@ -149,8 +153,9 @@ def test_a_stored_coordinator_opens_and_goes_on(run, passphrase):
 
 
 def test_a_stored_consortium_names_the_stored_members(run):
-    members = read_members(run / "coordinator", read_public_key(run / "coordinator"))
-    assert consortium_is_current(run / "coordinator" / "consortium.json", members)
+    key = read_public_key(run / "coordinator")
+    members = read_members(run / "coordinator", key)
+    assert current_consortium(run / "coordinator" / "consortium.json", members, key=key) is not None
 
 
 def test_a_stored_token_was_in_force_in_its_time(run):

@@ -9,6 +9,7 @@ from client.guard import attempt_event
 from common.errors import QuorumLost
 from server.release import read_release
 from tests.flows.federation import (
+    POPULATION,
     Federation,
     Handle,
     is_round,
@@ -130,6 +131,27 @@ def test_when_a_run_ends_early_the_others_ledgers_settle_and_the_model_so_far_is
 def test_a_silent_site_is_named_when_nobody_can_take_its_place(trio: Federation) -> None:
     with trio.agents() as agents, pytest.raises(QuorumLost, match="north: NoReply"):
         trio.train({**agents, "north": silent_at(agents["north"], (1, 1), (1, 2))})
+
+
+def dying_in(agent: SiteAgent, federation: Federation, attempt: tuple[int, int]) -> Handle:
+    """A site that is killed after an attempt was charged, and is back when it is asked for it once more."""
+
+    def answer(data: bytes) -> bytes:
+        if is_round(data, attempt):
+            event = attempt_event(federation.manifest, cohort_size=len(federation.names))
+            key = {"run_id": federation.manifest.run_id, "round_number": attempt[0], "attempt": attempt[1]}
+            agent.ledger.reserve(POPULATION, event=event, **key)
+        return agent.handle(data)
+
+    return answer
+
+
+def test_a_site_that_lost_an_attempt_takes_part_in_the_next_though_nobody_can_take_its_place(trio: Federation) -> None:
+    others = [name for name in trio.names if name != "north"]
+    with trio.agents_of(*others) as agents, trio.open_agent("north") as north:
+        result = trio.train({**agents, "north": dying_in(north, trio, (2, 1))})
+    assert (result.rounds, result.attempts, result.left) == (3, 4, {})
+    assert trio.charged("north") == {(1, 1): "settled", (2, 1): "burned", (2, 2): "settled", (3, 1): "settled"}
 
 
 def test_one_silence_ends_no_run_though_nobody_can_take_the_sites_place(trio: Federation) -> None:

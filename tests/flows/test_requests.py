@@ -207,6 +207,26 @@ def test_an_agent_does_not_run_behind_a_head_that_was_witnessed(federation: Fede
     assert refusal(federation, reply) == "LedgerCorrupt"
 
 
+@pytest.mark.parametrize("gone", ["east", "west"])
+def test_a_site_that_pinned_the_consortium_without_another_goes_on_without_it(joined, gone: str) -> None:
+    federation, ciphertexts = joined
+    home, names = federation.homes[SITE], list(federation.names)
+    rest = [name for name in names if name != gone]
+    with federation.agents() as agents:
+        heads = [federation.opened(name, agents[name](federation.offer())).head for name in names]
+    home.install_trust(
+        federation.trust.model_copy(update={"sites": {name: federation.trust.sites[name] for name in rest}})
+    )
+    with federation.open_agent(SITE) as agent:
+        asked = {"ciphertexts": ciphertexts, "heads": heads}
+        with_it = agent.handle(federation.round_request(SITE, 1, 1, **asked))
+        without = agent.handle(federation.round_request(SITE, 1, 2, cohort=rest, **asked))
+        closed = agent.handle(federation.envelope(pb.Close(heads=heads), SITE))
+    assert refusal(federation, with_it) == "PolicyRefused"
+    assert isinstance(federation.opened(SITE, without), pb.Masked)
+    assert isinstance(federation.opened(SITE, closed), pb.Closed)
+
+
 def test_a_site_put_back_between_two_runs_learns_it_from_its_peers(federation: Federation) -> None:
     """The coordinator of the second run tells nothing of the first; every peer's agreement carries what it holds."""
     files = (federation.homes[SITE].ledger_path, federation.homes[SITE].ledger_path.with_suffix(".head"))

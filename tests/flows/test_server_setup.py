@@ -86,7 +86,7 @@ def test_a_consortium_comes_together_with_a_handful_of_commands(home: Path, appl
 def test_setting_up_says_what_to_do_next_and_shows_a_fingerprint_alone_on_stdout(tmp_path: Path) -> None:
     ended = fedward("init", "--address", "fed.example.org:8443", "--home", tmp_path / "home")
     fingerprint = read_public_key(tmp_path / "home").fingerprint
-    assert ended.stdout == f"coordinator: {fingerprint}\n"
+    assert ended.stdout == f"coordinator's key: {fingerprint}\n"
     assert "fedward server enrol" in ended.stderr
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator, Iterable
+from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from starlette.applications import Starlette
 
 from common.canonical import canonical_json
 from common.crypto.keys import SigningKey, VerifyKey
+from common.errors import ConfigurationError
 from common.plan import RosterEntry, TrainingPlan
 from common.runplan import build_manifest
 from common.trust import TrustFile
@@ -20,10 +22,14 @@ from server.actlog import ActLog
 from server.acts import Act, parse_act, read_acts_key, verified_acts
 from server.api import MAXIMUM_PLAN_BYTES, api_app
 from server.api_door import ApiLimits
+from server.closing import RunResult
 from server.home import ServerHome
+from server.lock import exclusive
 from server.members import enrol, revoke
 from server.proposals import MOST_OF_ONE, Proposals
-from server.rundir import RunSettings, prepare_run
+from server.run_status import asks_flower, run_status
+from server.rundir import RunSettings
+from server.submission import Draft, prepare
 from server.tokens import Role, revoke_token
 from tests.server.coordinators import (
     ACTOR,
@@ -97,15 +103,8 @@ def write_run(home: ServerHome, run_id: str, sites: list[Applicant]) -> None:
     key = home.key.public_key.text
     manifest = build_manifest(plan, run_id=run_id, roster=roster, coordinator_key=key, noise_multiplier=3.0)
     trust = TrustFile(coordinator=key, sites={entry.name: entry.identity_key for entry in roster})
-    prepare_run(
-        home.runs / run_id,
-        plan=plan,
-        manifest=manifest,
-        trust=trust,
-        key=home.key,
-        passphrase=PASSPHRASE,
-        settings=RunSettings(),
-    )
+    draft = Draft(name="demo", plan=plan, manifest=manifest, trust=trust)
+    prepare(home, draft, passphrase=PASSPHRASE, settings=RunSettings(), now=NOW)
 
 
 class Client:
@@ -374,11 +373,77 @@ class TestProposals:
         assert served.ask("coordinator", f"/proposals/{DIGEST}").status_code == 404
 
 
+class TestFinding:
+    """How people name a proposal at the terminal."""
+
+    @pytest.fixture
+    def kept(self, served: Served) -> Proposals:
+        served.propose("researcher")
+        return Proposals(served.home.root, key=read_acts_key(served.home.root))
+
+    @pytest.mark.parametrize("length", [8, 12, 64])
+    @pytest.mark.parametrize("prefix", ["", "sha256:"])
+    def test_eight_digits_are_enough(self, kept: Proposals, prefix: str, length: int) -> None:
+        assert kept.find(prefix + DIGEST.removeprefix("sha256:")[:length]).plan.digest == DIGEST
+
+    @pytest.mark.parametrize("beginning", ["", "sha256:", "breast", DIGEST[:14], DIGEST + "0", "../" + DIGEST])
+    def test_less_or_no_digest_at_all_is_told_what_there_is(self, kept: Proposals, beginning: str) -> None:
+        with pytest.raises(ConfigurationError, match="neither a file nor the digest of a proposal") as raised:
+            kept.find(beginning)
+        assert f"proposed are: {DIGEST[7:19]} of researcher" in raised.value.hint
+
+    def test_a_beginning_of_none_is_told_what_there_is(self, kept: Proposals) -> None:
+        with pytest.raises(ConfigurationError, match="no proposed plan begins with '00000000'") as raised:
+            kept.find("00000000")
+        assert DIGEST[7:19] in raised.value.hint
+        kept.remove(DIGEST)
+        with pytest.raises(ConfigurationError) as raised:
+            kept.find("00000000")
+        assert raised.value.hint == "no plan was proposed"
+
+    def test_a_beginning_of_two_is_refused(self, served: Served, kept: Proposals) -> None:
+        (path,) = served.home.proposals.iterdir()
+        twin = path.with_name(path.name[:12] + "0" * 52 + ".json")
+        twin.write_bytes(path.read_bytes())
+        with pytest.raises(ConfigurationError, match="2 proposed plans begin with"):
+            kept.find(DIGEST[7:19])
+        assert kept.find(DIGEST).plan.digest == DIGEST
+
+    def test_over_the_api_a_digest_is_whole(self, served: Served, kept: Proposals) -> None:
+        assert served.ask("coordinator", f"/proposals/{DIGEST[:40]}").status_code == 404
+
+
 class TestRuns:
-    def test_a_run_is_open_then_completed_or_failed(self, served: Served) -> None:
+    def test_the_api_says_of_a_run_what_the_command_says(self, served: Served) -> None:
         run = served.home.runs / "demo-1"
-        assert served.ask("researcher", "/runs/demo-1").json()["state"] == "open"
-        (run / "result.json").write_text('{"rounds": 3, "attempts": 3, "model_digest": "sha256:0", "left": {}}')
+
+        def said() -> str:
+            state = str(served.ask("researcher", "/runs/demo-1").json()["state"])
+            assert state == run_status(run, flower_runs=asks_flower(served.home.root)).state
+            assert served.ask("auditor", "/runs").json()["runs"][0]["state"] == state
+            return state
+
+        assert said() == "interrupted"
+        with exclusive(run / "run.lock"):
+            assert said() == "waiting"
+        result = RunResult(rounds=3, attempts=3, model_digest="sha256:0", left={}, exchanges=7, bytes_up=40)
+        (run / "result.json").write_text(json.dumps({"version": 1, **asdict(result)}))
+        assert said() == "failed"
+        (run / "outcome.json").write_text('{"version": 1, "error": "", "fact": "", "hint": ""}')
+        assert said() == "completed"
+
+    def test_a_run_with_a_damaged_file_is_shown_as_such_and_hides_no_other(self, served: Served) -> None:
+        sites = [Applicant(name) for name in ("east", "north", "west")]
+        write_run(served.home, "demo-2", sites)
+        (served.home.runs / "demo-1" / "outcome.json").write_text("[]")
+        listed = served.ask("researcher", "/runs").json()["runs"]
+        assert [run["state"] for run in listed] == ["unreadable", "interrupted"]
+
+    def test_a_failed_run_says_with_which_error_and_not_its_text(self, served: Served) -> None:
+        run = served.home.runs / "demo-1"
+        result = RunResult(rounds=3, attempts=3, model_digest="sha256:0", left={}, exchanges=7, bytes_up=40)
+        (run / "result.json").write_text(json.dumps({"version": 1, **asdict(result)}))
+        (run / "outcome.json").write_text('{"version": 1, "error": "", "fact": "", "hint": ""}')
         completed = served.ask("researcher", "/runs/demo-1").json()
         assert (completed["state"], completed["result"]["rounds"]) == ("completed", 3)
         (run / "outcome.json").write_text('{"version": 1, "error": "QuorumLost", "fact": "/srv/secret", "hint": ""}')

@@ -2,9 +2,11 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import pairwise
 
+import httpx
 import pytest
 from flwr.app import Error, Message, RecordDict
 from flwr.common.constant import ErrorCode
+from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
 
 from common.errors import PolicyRefused
 from common.flower import pack, unpack
@@ -285,6 +287,49 @@ def test_a_node_that_stays_away_is_asked_until_the_deadline_and_named_by_why() -
     assert max(later - sooner for sooner, later in pairwise(to_gone)) == pytest.approx(20.0, abs=0.5)
     assert 8 <= len(to_gone) <= 12
     assert len(grid.sent) - len(to_gone) == 3  # at 0, 20 and 60 seconds
+
+
+class BreakingGrid(CourierGrid):
+    """Some pushes, by number, break off as they do when SuperLink ends in the middle of one, or are not taken."""
+
+    def __init__(
+        self, clock: Clock, faults: Mapping[int, Exception | None], **scripts: list[tuple[float, Outcome] | None]
+    ):
+        super().__init__(clock, **scripts)
+        self._faults, self._pushes = faults, 0
+
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        self._pushes += 1
+        if self._pushes not in self._faults:
+            return super().push_messages(messages)
+        fault = self._faults[self._pushes]
+        if fault is not None:
+            raise fault
+        return []
+
+
+@pytest.mark.parametrize("fault", [ObjectPushError("object", 1, "session"), httpx.ConnectError("refused")])
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_push_that_breaks_off_is_made_again(fault: Exception, number: int) -> None:
+    clock = Clock()
+    grid = BreakingGrid(clock, {number: fault}, n1=[None] * (number - 1) + [(0.0, b"X")])
+    assert _resending(grid, clock).exchange({1: b"x"}, timeout_s=120) == {1: b"X"}
+
+
+def test_a_push_that_always_breaks_off_ends_with_the_deadline() -> None:
+    clock = Clock()
+    grid = BreakingGrid(clock, dict.fromkeys(range(1, 500), httpx.ConnectError("refused")), n1=[])
+    assert _resending(grid, clock).exchange({1: b"x"}, timeout_s=60) == {1: None}
+    assert clock.now_s == pytest.approx(60.0)
+
+
+def test_a_node_that_is_unregistered_while_it_is_waited_for_is_none_at_once() -> None:
+    clock = Clock()
+    grid = BreakingGrid(clock, {2: None}, n1=[None])
+    exchange = _resending(grid, clock)
+    assert exchange.exchange({1: b"x"}, timeout_s=120) == {1: None}
+    assert exchange.failures == {1: "NotAccepted"}
+    assert clock.now_s == pytest.approx(20.0, abs=0.4)
 
 
 def test_no_message_outlives_its_exchange() -> None:

@@ -14,6 +14,7 @@ from common.journal import Journal
 from common.privacy.entries import LedgerHead
 from common.privacy.witness import SignedHead, WitnessBook
 from common.wire import COORDINATOR, head_message, write_envelope
+from server.addresses import Addresses
 from server.mailbox import Mailbox
 from server.rundir import load_run
 from tests.flows.federation import PASSPHRASE, Federation, Handle
@@ -91,6 +92,32 @@ def test_who_a_node_is_its_signature_says(federation: Federation, mailbox: Mailb
     invite(federation, mailbox)
     assert mailbox.reachable == federation.names
     assert sorted(mailbox.joined) == federation.names
+
+
+def test_a_site_that_says_the_same_no_again_and_again_gets_one_line_of_the_log(
+    federation: Federation, mailbox: Mailbox, room: Room, log: io.StringIO
+) -> None:
+    agree = room.nodes[1]
+    head = federation.opened("east", agree(federation.offer())).head
+
+    def refuse(name: str) -> Handle:
+        return lambda _: signed(federation, "east", pb.Refused(name=name, head=head))
+
+    def errors() -> list[str]:
+        lines = map(json.loads, log.getvalue().splitlines())
+        return [line["error"] for line in lines if line.get("site") == "east"]
+
+    for name in ["PlanNotApproved"] * 3 + ["Unavailable", "PlanNotApproved"]:
+        room.nodes[1] = refuse(name)
+        invite(federation, mailbox)
+        mailbox.addresses = Addresses()
+    assert errors() == ["PlanNotApproved", "Unavailable", "PlanNotApproved"]
+    room.nodes[1] = agree
+    invite(federation, mailbox)
+    assert "east" in mailbox.reachable
+    room.nodes[1] = refuse("PlanNotApproved")
+    ask_to_close(mailbox)
+    assert errors()[3:] == ["PlanNotApproved"]
 
 
 def test_a_node_that_signs_for_nobody_of_the_roster_is_passed_over(

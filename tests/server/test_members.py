@@ -11,7 +11,7 @@ from server.actlog import ActLog
 from server.acts import verified_acts
 from server.enrolling import match_enrolments, read_fingerprints
 from server.home import ServerHome, read_public_key
-from server.members import Members, consortium_is_current, consortium_of, enrol, read_members, revoke, write_members
+from server.members import Members, consortium_of, current_consortium, enrol, read_members, revoke, write_members
 from tests.server.coordinators import ACTOR, NOW, Applicant, copy_coordinator, make_coordinator, make_node_key
 
 
@@ -206,11 +206,11 @@ def test_what_holds_no_members_is_refused(home: ServerHome, content: bytes) -> N
 def test_a_consortium_that_a_crash_left_behind_is_noticed_and_mended(home: ServerHome) -> None:
     before = home.consortium_path.read_bytes()
     take_in(home, Applicant("east"))
-    assert consortium_is_current(home.consortium_path, stored(home))
+    assert current_consortium(home.consortium_path, stored(home), key=home.key.public_key)
     home.consortium_path.write_bytes(before)
-    assert not consortium_is_current(home.consortium_path, stored(home))
+    assert current_consortium(home.consortium_path, stored(home), key=home.key.public_key) is None
     write_members(home, stored(home))
-    assert consortium_is_current(home.consortium_path, stored(home))
+    assert current_consortium(home.consortium_path, stored(home), key=home.key.public_key)
 
 
 def test_nothing_is_enrolled_that_cannot_be_written_down(home: ServerHome) -> None:

@@ -36,6 +36,7 @@ from server.rundir import RunSettings, load_run
 from server.runs import hand_over, raise_if_failed, refuse_unless_resumable, stop_run
 from server.setup import set_up
 from server.submission import draft_run, find_run, note_hand_over, prepare, read_plan
+from server.superlink import FlowerDirectory, free_port
 from server.upstate import UpState, read_up, require_up, write_up
 
 PASSPHRASE = b"a passphrase for tests only"
@@ -170,6 +171,39 @@ def test_a_plan_that_does_not_exist_is_refused(home: ServerHome, named: str) -> 
         read_plan(home, named)
 
 
+def test_the_first_digits_of_a_proposal_are_enough(home: ServerHome) -> None:
+    plan = TrainingPlan.model_validate(tomllib.loads(PLAN))
+    log_key = SigningKey.from_pem((home.root / "acts.key").read_bytes(), (home.root / "acts.secret").read_bytes())
+    proposals = Proposals(home.root, key=read_acts_key(home.root))
+    proposals.add(plan, proposer="grace", key=log_key, now=utc_now())
+    assert read_plan(home, plan.digest[7:15])[1].digest == plan.digest
+    shown = _fedward(home, "proposals", "--show", plan.digest[7:15])
+    assert json.loads(shown.stdout) == plan.to_json()
+
+
+def test_a_run_that_cannot_be_prepared_leaves_nothing(home: ServerHome, plan_file: Path) -> None:
+    name, plan = read_plan(home, str(plan_file))
+    draft = draft_run(home, plan, name=name)
+    with pytest.raises(ValueError, match="passphrase"):
+        prepare(home, draft, passphrase=b"short", settings=RunSettings(), now=utc_now())
+    assert not (home.runs / draft.run_id).exists()
+
+
+def test_nothing_is_prepared_while_superlink_does_not_answer(home: ServerHome, plan_file: Path) -> None:
+    before = sorted(home.runs.iterdir())
+    authority = (home.pki / "ca.crt").resolve()
+    FlowerDirectory(root=home.flower).prepare(address=f"127.0.0.1:{free_port()}", authority=authority)
+    write_up(home.root, UpState(pid=1, superlink="127.0.0.1:1", gateway="127.0.0.1:2", api=""))
+    try:
+        with exclusive(home.root / "up.lock"):
+            said = _fedward(home, "run", plan_file)
+    finally:
+        (home.root / "up.json").unlink()
+    assert isinstance(said.exception, BackendFailed)
+    assert "its SuperLink is not: SuperLink does not answer on 127.0.0.1:" in said.exception.fact
+    assert sorted(home.runs.iterdir()) == before
+
+
 def test_an_error_in_a_plan_names_its_file_and_key(home: ServerHome, plan_file: Path) -> None:
     plan_file.write_text(PLAN.replace("rounds = 6", "round = 6"))
     with pytest.raises(ConfigurationError, match=r"Breast Study\.toml: .*unknown key 'training\.round'"):
@@ -213,7 +247,7 @@ def test_nothing_is_prepared_while_no_coordinator_is_up(home: ServerHome, plan_f
 
 def test_a_run_that_was_never_handed_over_can_be_resumed(home: ServerHome, run_dir: Path) -> None:
     status = run_status(run_dir, flower_runs=_nobody_asks)
-    assert (status.state, status.words) == ("interrupted", "interrupted: resume")
+    assert (status.state, status.words) == ("interrupted", "never begun: resume")
     refuse_unless_resumable(home.root, run_dir)
 
 
@@ -291,6 +325,18 @@ def test_a_failed_run_raises_its_very_error_again(home: ServerHome, run_dir: Pat
     assert (status.state, status.words) == ("failed", "failed QuorumLost")
     with pytest.raises(QuorumLost, match="2 of 4 sites are left"):
         raise_if_failed(home.root, run_dir, status)
+
+
+def test_a_fault_of_the_program_leaves_a_run_that_can_be_resumed_and_says_so(home: ServerHome, run_dir: Path) -> None:
+    note_hand_over(run_dir, flower_run="17", now=utc_now())
+    with suppress(ZeroDivisionError), outcome_written(run_dir):
+        raise ZeroDivisionError
+    status = run_status(run_dir, flower_runs=_nobody_asks)
+    assert status.words == "failed ZeroDivisionError: resume"
+    refuse_unless_resumable(home.root, run_dir)
+    with pytest.raises(BackendFailed) as raised:
+        raise_if_failed(home.root, run_dir, status)
+    assert f"fedward server resume {run_dir.name}" in raised.value.hint
 
 
 def test_a_stopped_run_is_no_failure_of_its_own_kind(home: ServerHome, run_dir: Path) -> None:
