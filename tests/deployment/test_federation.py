@@ -50,9 +50,7 @@ def kill_in_round(running: Consortium, run_id: str, number: int, *words: str) ->
 
 
 def test_a_killed_agent_and_a_killed_superlink_do_not_end_the_run(running: Consortium, run_id: str) -> None:
-    wait_until(lambda: running.rounds(run_id) >= 1, what="round 1")
-    (agent,) = running.processes("site agent", "east")
-    running.kill(agent)  # before it is charged for round 2: what it had begun it would have lost, and answers so
+    kill_in_round(running, run_id, 2, "site agent", "east")
     kill_in_round(running, run_id, 2, "guarded_superlink")
     wait_until(lambda: running.rounds(run_id) >= 2, what="the round in which both were killed")
     assert "agent was killed by signal 9; it is started again" in running.running["east"].text()
