@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from client import cli_node, cli_setup
-from client.cli_options import Home, Output, OutputFormat
+from client import cli_enrolment, cli_node, cli_setup
+from client.cli_options import Home, Output, OutputFormat, print_json
 
 site = typer.Typer(
     name="site",
@@ -45,9 +45,7 @@ def budget(
     wanted = None if plan is None else read_plan(plan)
     document = budget_document(read_site_ledger(home), rounds=rounds, plan=wanted, sites=sites)
     if output is OutputFormat.JSON:
-        import json
-
-        typer.echo(json.dumps(document, ensure_ascii=False))
+        print_json(document)
     else:
         from common.report.site_budget_text import budget_text
 
@@ -76,9 +74,7 @@ def ledger(
         write_export(found, export, force=force)
         typer.echo(f"{found.site}: {found.head.seq} entries written to {export}", err=True)
     elif output is OutputFormat.JSON:
-        import json
-
-        typer.echo(json.dumps(export_document(found), ensure_ascii=False))
+        print_json(export_document(found))
     else:
         from common.report.ledger_text import ledger_text
 
@@ -86,4 +82,5 @@ def ledger(
 
 
 cli_setup.add_to(site)
+cli_enrolment.add_to(site)
 cli_node.add_to(site)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from client.cli_options import Home, Output, OutputFormat
+from client.cli_options import Home, Output, OutputFormat, print_json
 
 dataset = typer.Typer(
     name="dataset", no_args_is_help=True, add_completion=False, help="Register data: de-identified, under a budget."
@@ -82,9 +82,7 @@ def add(
         replace=replace,
     )
     if output is OutputFormat.JSON:
-        import json
-
-        typer.echo(json.dumps(added.to_json(), ensure_ascii=False))
+        print_json(added.to_json())
     else:
         typer.echo(added_text(added))
 
@@ -100,8 +98,6 @@ def list_(home: Home = Path(), output: Output = OutputFormat.TEXT) -> None:
 
     found = read_catalogue(open_home(home, passphrase=ask_passphrase()))
     if output is OutputFormat.JSON:
-        import json
-
-        typer.echo(json.dumps(found.model_dump(mode="json"), ensure_ascii=False))
+        print_json(found.model_dump(mode="json"))
     else:
         typer.echo(catalogue_text(found, populations_in_words(SiteView.open(home).accounts())))

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from client.cli_options import Courier, Home, Output, OutputFormat
+from client.cli_options import Courier, Home, Output, OutputFormat, print_json
 from common.terminal import one_line
 
 
@@ -70,9 +70,7 @@ def check(home: Home = Path(), courier: Courier = None, output: Output = OutputF
     premises = Premises(home=home, given_courier=courier, environment=os.environ, clock=lambda: datetime.now(UTC))
     findings = preflight(premises)
     if output is OutputFormat.JSON:
-        import json
-
-        typer.echo(json.dumps(check_document(premises, findings), ensure_ascii=False))
+        print_json(check_document(premises, findings))
     else:
         typer.echo(check_text(findings))
     if not is_ready(findings):

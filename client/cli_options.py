@@ -2,7 +2,7 @@
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -29,3 +29,10 @@ Courier = Annotated[
     ),
 ]
 Output = Annotated[OutputFormat, typer.Option("--format", help="How to print the result.")]
+
+
+def print_json(document: dict[str, Any]) -> None:
+    """The result on stdout as one JSON document in ASCII: a terminal obeys some signs that JSON leaves raw."""
+    import json
+
+    typer.echo(json.dumps(document).replace("\x7f", "\\u007f"))

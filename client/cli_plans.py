@@ -1,11 +1,11 @@
 """`fedward site plans list | show | approve | reject`."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from client.cli_options import Home, Output, OutputFormat
+from client.cli_options import Home, Output, OutputFormat, print_json
 
 plans = typer.Typer(
     name="plans",
@@ -29,7 +29,7 @@ def list_(home: Home = Path(), output: Output = OutputFormat.TEXT) -> None:
     kept = site.offers()
     rows = offer_rows(kept.offers, site.decisions())
     if output is OutputFormat.JSON:
-        _json({"version": 1, "site": site.name, "plans": rows, "unreadable": kept.unreadable})
+        print_json({"version": 1, "site": site.name, "plans": rows, "unreadable": kept.unreadable})
     else:
         typer.echo(offers_text(rows, unreadable=kept.unreadable))
 
@@ -49,7 +49,7 @@ def show(plan: Which, home: Home = Path(), output: Output = OutputFormat.TEXT) -
     typer.echo(f"{site.name}: working out what the plan costs", err=True)
     document = review(site, find_subject(site, plan), now=local_time())
     if output is OutputFormat.JSON:
-        _json(document)
+        print_json(document)
     else:
         typer.echo(review_text(document))
 
@@ -61,27 +61,36 @@ def approve(
     population: Annotated[
         str | None, typer.Option("--population", metavar="NAME", help="Whose budget it may spend, if it fits several.")
     ] = None,
+    runs: Annotated[
+        int, typer.Option("--runs", min=1, max=10**6, help="How many more runs of it may begin; each is charged.")
+    ] = 1,
     output: Output = OutputFormat.TEXT,
 ) -> None:
-    """Let a plan spend a population's budget. A plan that is changed by one sign is another plan.
+    """Let one run of a plan, or so many, spend a population's budget. A plan that is changed by one sign is another.
 
-    What policy, budget or data would refuse is not approved: exit codes 5, 6, 7. The coordinator asks again by itself.
+    What policy, budget or data would refuse is not approved: exit codes 5, 6, 7. A run counts from its first answer; it
+    may be resumed and asked again. The coordinator asks again by itself.
     """
     from client.home import open_home
     from client.plan_decision import approve_plan
     from client.plan_review import find_subject
+    from client.plan_review_text import judged_text
     from client.site_view import SiteView
     from client.unlock import ask_passphrase
 
     site = SiteView.open(home)
     subject = find_subject(site, plan)
+    typer.echo(judged_text(subject), err=True)
     opened = open_home(home, passphrase=ask_passphrase())
     digest = subject.plan.digest
-    chosen = approve_plan(opened, site.accounts(), subject, population=population)
+    chosen = approve_plan(opened, site.accounts(), subject, population=population, runs=runs)
     if output is OutputFormat.JSON:
-        _json({"version": 1, "site": site.name, "digest": digest, "state": "approved", "population": chosen})
+        offered = None if subject.offer is None else subject.manifest.run_id
+        decided = {"state": "approved", "population": chosen, "runs_left": runs, "judged_by_offer_of": offered}
+        print_json({"version": 1, "site": site.name, "digest": digest, **decided})
     else:
-        typer.echo(f"approved for population {chosen}: {digest}")
+        often = "1 run" if runs == 1 else f"{runs} runs"
+        typer.echo(f"approved for population {chosen}, {often}: {digest}")
 
 
 @plans.command()
@@ -99,12 +108,6 @@ def reject(plan: Which, home: Home = Path(), output: Output = OutputFormat.TEXT)
     opened = open_home(home, passphrase=ask_passphrase())
     opened.reject(digest, time=datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"))
     if output is OutputFormat.JSON:
-        _json({"version": 1, "site": site.name, "digest": digest, "state": "rejected"})
+        print_json({"version": 1, "site": site.name, "digest": digest, "state": "rejected"})
     else:
         typer.echo(f"rejected: {digest}")
-
-
-def _json(document: dict[str, Any]) -> None:
-    import json
-
-    typer.echo(json.dumps(document, ensure_ascii=False))

@@ -1,12 +1,12 @@
 """`fedward site init | trust | policy | dataset | plans`: what an administrator decides at a site."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from client import cli_dataset, cli_plans
-from client.cli_options import Courier, Home, Output, OutputFormat
+from client.cli_options import Courier, Home, Output, OutputFormat, print_json
 
 if TYPE_CHECKING:
     from client.pinning import CourierChange, TrustChange
@@ -61,7 +61,7 @@ def init(
         socket_group=socket_group,
     )
     if output is OutputFormat.JSON:
-        _json(
+        print_json(
             {
                 "version": 1,
                 "site": name,
@@ -106,7 +106,7 @@ def trust(
     change = pin_consortium(opened, wanted, replace=replace)
     told = tell_courier(courier_directory(home, courier, read_node_settings(home)), wanted)
     if output is OutputFormat.JSON:
-        _json(
+        print_json(
             {
                 "version": 1,
                 "site": opened.name,
@@ -149,7 +149,7 @@ def policy(
         typer.echo(f"{view.name}: signed and in force", err=True)
     rules = view.policy()
     if output is OutputFormat.JSON:
-        _json({"version": 1, "site": view.name, "policy": rules.model_dump(mode="json")})
+        print_json({"version": 1, "site": view.name, "policy": rules.model_dump(mode="json")})
     else:
         typer.echo(policy_text(rules, view.accounts(), site=view.name))
 
@@ -197,9 +197,3 @@ def _trust_text(change: "TrustChange", told: "CourierChange", gateway: str, cons
             f"  ca.crt: the text of the key `certificates` in {consortium}",
         ]
     return "\n".join(lines)
-
-
-def _json(document: dict[str, Any]) -> None:
-    import json
-
-    typer.echo(json.dumps(document, ensure_ascii=False))

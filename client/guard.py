@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
+from client.decisions import Approval
 from client.home import SiteHome
 from client.offer_checks import budget_limit, check_manifest, check_roster, check_spending, fitting_limit, in_force
 from common.charges import attempt_event, evaluation_event, planned_cost
@@ -23,6 +24,7 @@ from common.privacy.ledger import BudgetLedger
 from common.runplan import evaluation_grid, training_grid
 
 _GUARD_SEAL: Final = object()
+MOST_NAMED: Final = 3
 _REVIEW: Final = "review it with fedward site plans show, then plans approve or plans reject"
 
 
@@ -66,8 +68,8 @@ def check_offer(home: SiteHome, ledger: BudgetLedger, plan: TrainingPlan, manife
     check_roster(home.trust(), manifest, site=home.name)
     policy = home.policy()
     check_policy(policy, plan, manifest)
-    approved = home.decisions().approved.get(plan.digest)
-    population = approved or _auto_approved_population(home, policy, ledger, plan)
+    approval = _approval(home, plan, manifest)
+    population = approval.population if approval else _auto_approved_population(home, policy, ledger, plan, manifest)
     check_manifest(plan, manifest)  # after approval: accounting for a plan that nobody read can take minutes
     budget_limit(policy, population, site=home.name)
     if population not in ledger.populations:
@@ -77,7 +79,7 @@ def check_offer(home: SiteHome, ledger: BudgetLedger, plan: TrainingPlan, manife
         )
     account = ledger.account(population)
     check_spending(policy, plan, manifest, site=home.name, population=population, account=account)
-    if approved is None:
+    if approval is None:
         _check_auto_approved(policy, account, manifest, site=home.name)
     return population
 
@@ -87,26 +89,32 @@ def check_attempt(
 ) -> BudgetLimit:
     """Whether a run that was joined may still compute, by the rules that are in force now; charges nothing.
 
+    A run counts against its plan's approval from the first attempt that may be computed, not from the offer: one that
+    came to nothing takes no approval away.
+
     Returns:
         What the policy lets the population spend today.
 
     Raises:
         TrustError: If the policy was edited and not signed.
         PolicyRefused: If the policy no longer allows the plan, or not at this hour. PlanNotApproved: If the plan's
-            approval was taken back since.
+            approval was taken back since, or other runs took it.
         PrivacyBudgetExhausted: If the policy's budget was lowered below what is spent.
     """
     policy = home.policy()
     check_policy(policy, plan, manifest)
-    decided = home.decisions()
-    if plan.digest in decided.rejected:
+    if plan.digest in home.decisions().rejected:
         raise _rejected(home, plan)
-    if decided.approved.get(plan.digest) != population and not policy.auto_approve:
-        raise PlanNotApproved(f"{home.name}: plan {plan.digest[:19]}… is no longer approved here", hint=_REVIEW)
+    approval = _approval(home, plan, manifest)
+    approved = approval is not None and approval.population == population
+    if not approved and not policy.auto_approve:
+        raise _not_approved(home, plan, manifest)
     account = ledger.account(population)
     limit = fitting_limit(policy, plan, site=home.name, population=population, account=account)
     check_hours(policy, now)
     account.terms.admission.check(account.cost, FilterCost(), in_force(account.budget, limit))
+    if approved:
+        home.begin_run(plan.digest, run_id=manifest.run_id)
     return limit
 
 
@@ -168,7 +176,15 @@ def grid_of(plan: TrainingPlan, manifest: Manifest) -> Grid:
     return training_grid(plan, manifest)
 
 
-def _auto_approved_population(home: SiteHome, policy: SitePolicy, ledger: BudgetLedger, plan: TrainingPlan) -> str:
+def _approval(home: SiteHome, plan: TrainingPlan, manifest: Manifest) -> Approval | None:
+    """The approval that lets this run spend, if there is one."""
+    approval = home.decisions().approved.get(plan.digest)
+    return approval if approval is not None and approval.covers(manifest.run_id) else None
+
+
+def _auto_approved_population(
+    home: SiteHome, policy: SitePolicy, ledger: BudgetLedger, plan: TrainingPlan, manifest: Manifest
+) -> str:
     """The one population, if the policy may approve this plan by itself; what it costs is looked at later."""
     if plan.digest in home.decisions().rejected:
         raise _rejected(home, plan)
@@ -177,7 +193,7 @@ def _auto_approved_population(home: SiteHome, policy: SitePolicy, ledger: Budget
     promised = max(plan.privacy.epsilon, plan.evaluation.epsilon if plan.evaluation.every else 0.0)
     if policy.auto_approve and len(populations) == 1 and (limit is None or promised <= limit):
         return populations[0]
-    raise PlanNotApproved(f"{home.name}: plan {plan.digest[:19]}… is not approved here", hint=_REVIEW)
+    raise _not_approved(home, plan, manifest)
 
 
 def _check_auto_approved(policy: SitePolicy, account: PopulationAccount, manifest: Manifest, *, site: str) -> None:
@@ -191,6 +207,18 @@ def _check_auto_approved(policy: SitePolicy, account: PopulationAccount, manifes
                 f"{site}: the plan costs {view.value} {reached:.3f}, the policy approves up to {limit:g} by itself",
                 hint=_REVIEW,
             )
+
+
+def _not_approved(home: SiteHome, plan: TrainingPlan, manifest: Manifest) -> PlanNotApproved:
+    approval = home.decisions().approved.get(plan.digest)
+    if approval is None or approval.covers(manifest.run_id):  # none, or for another population
+        return PlanNotApproved(f"{home.name}: plan {plan.digest[:19]}… is not approved here", hint=_REVIEW)
+    begun = len(approval.begun)
+    return PlanNotApproved(
+        f"{home.name}: plan {plan.digest[:19]}… was approved for {begun} run{'s' * (begun > 1)} and "
+        f"{begun} began: {', '.join(approval.begun[-MOST_NAMED:])}; {manifest.run_id} would be one more",
+        hint=_REVIEW,
+    )
 
 
 def _rejected(home: SiteHome, plan: TrainingPlan) -> PlanNotApproved:

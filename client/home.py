@@ -16,7 +16,7 @@ from base64 import b64decode, b64encode
 from dataclasses import dataclass
 from pathlib import Path
 
-from client.decisions import Decisions, read_decisions, write_approval, write_rejection
+from client.decisions import Decisions, begin_run, read_decisions, write_approval, write_rejection
 from common.canonical import canonical_json
 from common.crypto.keys import SigningKey, VerifyKey
 from common.crypto.seal import StorageKey, open_sealed, seal_bytes
@@ -113,11 +113,15 @@ class SiteHome:
 
     def approvals(self) -> dict[str, str]:
         """Approved plan digests, each with the population whose budget it may spend; raises TrustError if edited."""
-        return dict(self.decisions().approved)
+        return {digest: approval.population for digest, approval in self.decisions().approved.items()}
 
-    def approve(self, plan_digest: str, *, population: str) -> None:
-        """Allow one plan to spend the budget of one population; a changed plan has another digest."""
-        write_approval(self.root, self.identity, plan_digest, population=population)
+    def approve(self, plan_digest: str, *, population: str, runs: int = 1) -> None:
+        """Let so many more runs of one plan spend the budget of one population; a changed plan has another digest."""
+        write_approval(self.root, self.identity, plan_digest, population=population, runs=runs)
+
+    def begin_run(self, plan_digest: str, *, run_id: str) -> None:
+        """Count a run against its plan's approval, once; raises PlanNotApproved if that does not cover it."""
+        begin_run(self.root, self.identity, plan_digest, run_id=run_id)
 
     def reject(self, plan_digest: str, *, time: str) -> None:
         """Refuse one plan until it is approved, also where the policy would approve it by itself."""

@@ -129,7 +129,7 @@ def pin_consortium(home: SiteHome, consortium: Consortium, *, replace: bool = Fa
             f"{home.name}: another key than the pinned one for {', '.join([*who, *change.changed])}",
             hint="ask on the telephone why; if it is so, give --replace",
         )
-    with _as_owner(home.root):  # or the agent's own user could not read what root has pinned for him
+    with as_owner(home.root):  # or the agent's own user could not read what root has pinned for him
         home.install_trust(consortium.trust)
     return change
 
@@ -141,7 +141,7 @@ def tell_courier(directory: Path, consortium: Consortium) -> CourierChange:
     be led to other files, so nothing outside is written, and no right is used that the courier has not.
     """
     try:
-        with _as_owner(directory):
+        with as_owner(directory):
             settings = read_courier_settings(directory)
             path, certificates = directory / COURIER_FILE, directory / settings.certificates
             if certificates.parent != directory:
@@ -161,7 +161,7 @@ def tell_courier(directory: Path, consortium: Consortium) -> CourierChange:
 
 
 @contextmanager
-def _as_owner(directory: Path) -> Iterator[None]:
+def as_owner(directory: Path) -> Iterator[None]:
     """While the block runs, root has the rights of a directory's owner and no others.
 
     Raises:

@@ -12,7 +12,12 @@ from common.privacy.account import PopulationAccount
 
 
 def approve_plan(
-    home: SiteHome, accounts: Mapping[str, PopulationAccount], subject: Subject, *, population: str | None
+    home: SiteHome,
+    accounts: Mapping[str, PopulationAccount],
+    subject: Subject,
+    *,
+    population: str | None,
+    runs: int = 1,
 ) -> str:
     """Approve a plan for the one population that it fits, and return that population.
 
@@ -22,6 +27,7 @@ def approve_plan(
     Args:
         accounts: The populations that are open in the ledger.
         population: Whose budget may be spent; None if only one fits.
+        runs: How many more runs of the plan may begin; each is charged by itself.
 
     Raises:
         TrustError: If the roster is not the pinned one. PolicyRefused: If a rule does not allow the plan.
@@ -34,7 +40,7 @@ def approve_plan(
     check_manifest(plan, manifest)
     chosen = _only_fitting(home, accounts, subject) if population is None else population
     _check_population(home, accounts, subject, chosen)
-    home.approve(plan.digest, population=chosen)
+    home.approve(plan.digest, population=chosen, runs=runs)
     return chosen
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from client.offer_checks import check_manifest, check_roster, check_spending, in_force
-from client.plans import OfferedPlan, find_digest
+from client.plans import OfferedPlan, decided, find_digest
 from client.site_view import SiteView
 from common.charges import planned_cost, planned_events
 from common.errors import ConfigurationError, FederationError, TrustError
@@ -93,8 +93,7 @@ def review(site: SiteView, subject: Subject, *, now: datetime) -> dict[str, Any]
         "version": REVIEW_VERSION,
         "site": site.name,
         "digest": plan.digest,
-        "state": decisions.state(plan.digest),
-        "population": decisions.approved.get(plan.digest),
+        **decided(decisions, plan.digest, manifest.run_id),
         "signed": subject.signed,
         "offered": None if subject.offer is None else {"run_id": manifest.run_id, "received": subject.offer.received},
         "computes": _computes(plan, manifest),

@@ -4,6 +4,7 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from client.plan_review import Subject
 from common.canonical import DIGEST_PREFIX
 from common.report.numbers import RELATIONS, round_up
 from common.terminal import one_line
@@ -15,8 +16,8 @@ _VIEWS = (("epsilon", "ε"), ("epsilon_alone", "ε alone"))
 _STATES = {"waiting": "waits for a decision", "rejected": "was rejected here"}
 _MEANING = (
     "ε holds if at most the plan's number of sites cheats, ε alone if all others do. Epsilons do not add up: left is "
-    "what one more plan may cost by itself. Every attempt is counted, also those that may never be needed. An approval "
-    "holds for every run of the plan until it is rejected; each run is charged anew, within the limits."
+    "what one more plan may cost by itself. Every attempt is counted, also those that may never be needed. These are "
+    "the costs of one run; an approval holds for one unless it says for how many, and each is charged by itself."
 )
 
 
@@ -38,11 +39,20 @@ def review_text(document: dict[str, Any]) -> str:
     return "\n\n".join(blocks)
 
 
+def judged_text(subject: Subject) -> str:
+    """With which sites a plan is judged before it is approved; whose it is decides about ε alone."""
+    sites = len(subject.manifest.roster)
+    if subject.offer is None:
+        said = f"not offered yet: judged as if all {sites} pinned sites took part"
+    else:
+        said = f"judged with the {sites} sites of run {subject.manifest.run_id}, the newest offer of this plan"
+    return f"{said}; each run is checked once more, with its own sites, when it asks"
+
+
 def offers_text(rows: Sequence[dict[str, Any]], *, unreadable: int) -> str:
     """The offered plans as a table, newest first."""
     cells: list[tuple[str, ...]] = [("plan", "offered", "run", "mode", "answers", "ε", "state")]
     for row in rows:
-        state = f"approved for {row['population']}" if row["state"] == "approved" else row["state"]
         cells.append(
             (
                 short(row["digest"]),
@@ -51,7 +61,7 @@ def offers_text(rows: Sequence[dict[str, Any]], *, unreadable: int) -> str:
                 row["mode"] or "-",
                 str(row["attempts"] or "-"),
                 "-" if row["epsilon"] is None else f"{row['epsilon']:g}",
-                state,
+                _state(row),
             )
         )
     lines = [_columns(cells)] if rows else ["no plan was offered yet; the agent keeps each one that it is offered"]
@@ -62,7 +72,7 @@ def offers_text(rows: Sequence[dict[str, Any]], *, unreadable: int) -> str:
 
 def _heading(document: dict[str, Any]) -> str:
     state = document["state"]
-    said = f"is approved for population {one_line(document['population'])}" if state == "approved" else _STATES[state]
+    said = f"is {_state(document)}" if state == "approved" else _STATES[state] + _before(document)
     lines = [f"plan {short(document['digest'])} {said}", f"  {document['digest']}"]
     offered = document["offered"]
     if offered is not None:
@@ -73,6 +83,21 @@ def _heading(document: dict[str, Any]) -> str:
         who = "signed by the pinned coordinator" if document["signed"] else "NOT SIGNED by anybody"
         lines.append(f"  from a file, {who}; not offered yet, so all pinned sites are taken as its roster")
     return "\n".join(lines)
+
+
+def _state(row: dict[str, Any]) -> str:
+    """What was decided, and for how many runs."""
+    if row["state"] != "approved":
+        return f"{row['state']}{_before(row)}"
+    left, begun = row["runs_left"], len(row["runs_begun"])
+    runs = "every run" if left is None else "1 more run" if left == 1 else f"{left} more runs"
+    return f"approved for {one_line(row['population'])}: {runs}" + (f", {begun} begun" if begun else "")
+
+
+def _before(row: dict[str, Any]) -> str:
+    """That runs before this one were approved, where they were."""
+    begun = len(row["runs_begun"])
+    return f"; {begun} run{'s' * (begun > 1)} of it before" if begun else ""
 
 
 def _computed(computes: dict[str, Any]) -> Iterator[str]:

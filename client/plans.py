@@ -104,22 +104,27 @@ def offer_rows(offers: Sequence[OfferedPlan], decisions: Decisions) -> list[dict
             "epsilon": offer.plan.privacy.epsilon,
             "delta": offer.plan.privacy.delta,
             "unit": offer.plan.privacy.unit,
-            "state": decisions.state(offer.digest),
-            "population": decisions.approved.get(offer.digest),
+            **decided(decisions, offer.digest, offer.manifest.run_id),
         }
         for offer in offers
     ]
     unknown = dict.fromkeys(("received", "run_id", "mode", "attempts", "epsilon", "delta", "unit"))
-    decided = {*decisions.approved, *decisions.rejected} - {offer.digest for offer in offers}
+    others = {*decisions.approved, *decisions.rejected} - {offer.digest for offer in offers}
     return rows + [
-        {
-            "digest": digest,
-            **unknown,
-            "state": decisions.state(digest),
-            "population": decisions.approved.get(digest),
-        }
-        for digest in sorted(decided)
+        {"digest": digest, **unknown, **decided(decisions, digest, _last_begun(decisions, digest))}
+        for digest in sorted(others)
     ]
+
+
+def decided(decisions: Decisions, digest: str, run_id: str) -> dict[str, Any]:
+    """What was decided on one run of a plan, as documents say it."""
+    approval = decisions.approved.get(digest)
+    return {
+        "state": decisions.state(digest, run_id),
+        "population": None if approval is None else approval.population,
+        "runs_left": None if approval is None else approval.runs_left,
+        "runs_begun": [] if approval is None else list(approval.begun),
+    }
 
 
 def find_digest(text: str, known: Sequence[str]) -> str:
@@ -146,6 +151,12 @@ def find_digest(text: str, known: Sequence[str]) -> str:
     if len(found) > 1:
         raise ConfigurationError(f"{len(found)} plans' digests begin with {digits}", hint="give more of its digits")
     return found[0]
+
+
+def _last_begun(decisions: Decisions, digest: str) -> str:
+    """The run to speak of where a plan's offer is kept no more; empty if none began."""
+    approval = decisions.approved.get(digest)
+    return approval.begun[-1] if approval is not None and approval.begun else ""
 
 
 def _drop_oldest(newest: Path, decisions: Decisions) -> None:

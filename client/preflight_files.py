@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Final
 
 from client.node_files import COURIER_FILE
+from client.node_key import public_path, public_text, read_node_key, read_public_key
 from client.preflight_finding import Finding, Premises, Verdict, worst
-from common.enrolment import node_key_text
-from common.errors import TrustError
+from common.errors import ConfigurationError, TrustError
 from common.passphrase import PASSPHRASE_FILE_VARIABLE, PASSPHRASE_VARIABLE
 
 PUBLIC_FILES: Final = frozenset({"enrolment.json", "consortium.json", "trust.json", "trust.sig"})
@@ -17,6 +17,9 @@ PUBLIC_SUFFIXES: Final = frozenset({".pub", ".crt"})
 OTHERS: Final = 0o077
 OTHERS_WRITE: Final = 0o022
 MOST_NAMED: Final = 3
+_NEW_KEY: Final = (
+    "restore the courier's directory; else make a new key and let it be enrolled: fedward site node-key --replace"
+)
 
 
 def check_home(premises: Premises) -> Iterator[Finding]:
@@ -54,15 +57,14 @@ def check_courier_directory(premises: Premises) -> Iterator[Finding]:
         verdict=Verdict.FINE,
         found=f"gateway {settings.gateway}, courier {settings.courier!r}",
     )
-    key, public = directory / settings.node_key, (directory / settings.node_key).with_suffix(".pub")
-    looked_at = f"{key} and {public.name}"
-    fault = _node_key_fault(key, public)
+    key = directory / settings.node_key
+    fault, mend = _node_key_fault(key)
     yield Finding(
         check="node-key",
-        looked_at=looked_at,
+        looked_at=f"{key} and {public_path(key).name}",
         verdict=Verdict.WRONG if fault else Verdict.FINE,
         found=fault or "an ECDSA key on P-384 that only its owner reads",
-        mend=f"chmod 600 {key}, or restore the key that was enrolled; a new key must be enrolled anew" if fault else "",
+        mend=mend,
     )
 
 
@@ -195,22 +197,20 @@ def _below(root: Path) -> Iterator[tuple[Path, os.stat_result]]:
                 continue
 
 
-def _node_key_fault(key: Path, public: Path) -> str:
-    """What is wrong with a node key; empty if nothing is."""
-    from cryptography.hazmat.primitives import serialization
-
-    mode = stat.S_IMODE(key.stat().st_mode)
-    if mode & OTHERS:
-        return f"mode {mode:04o}; 0600 is wanted"
+def _node_key_fault(key: Path) -> tuple[str, str]:
+    """What is wrong with a node key, and how to mend it; empty if nothing is."""
     try:
-        private = serialization.load_ssh_private_key(key.read_bytes(), None)
-        openssh = (serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
-        own = node_key_text(private.public_key().public_bytes(*openssh))
-    except Exception as error:  # the parser's errors are of many kinds
-        return f"it is no OpenSSH private key, ECDSA on P-384, without a passphrase ({type(error).__name__})"
-    if public.exists() and node_key_text(public.read_bytes()) != own:
-        return f"{public.name} is the public key of another one"
-    return ""
+        mode = stat.S_IMODE(key.stat().st_mode)
+        if mode & OTHERS:
+            return f"mode {mode:04o}; 0600 is wanted", f"chmod 600 {key}"
+        own, public = public_text(read_node_key(key)), public_path(key)
+        if public.exists() and read_public_key(public) != own:
+            return f"{public.name} is the public key of another one", _NEW_KEY
+    except FileNotFoundError:
+        return "there is no such key", _NEW_KEY
+    except ConfigurationError as error:
+        return error.fact, _NEW_KEY
+    return "", ""
 
 
 def _names(paths: list[Path], root: Path) -> str:

@@ -23,7 +23,7 @@ def check_plans(premises: Premises) -> Iterator[Finding]:
             found=f"{kept.unreadable} kept offers cannot be read, or this site did not keep them",
             mend="delete them; the coordinator offers its plan again",
         )
-    waiting = [offer.digest for offer in kept.offers if decisions.state(offer.digest) == WAITING]
+    waiting = [offer.digest for offer in kept.offers if decisions.state(offer.digest, offer.manifest.run_id) == WAITING]
     shown = ", ".join(f"{digest[:19]}…" for digest in waiting[:MOST_NAMED])
     yield Finding(
         check="plans",

@@ -10,28 +10,25 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-
 from client.agent_channel import checked_socket_path
 from client.home import SiteHome, create_home
 from client.node_files import COURIER_FILE, NODE_FILE
+from client.node_key import NODE_KEY_FILE, make_node_key, write_node_key
+from client.own_enrolment import ENROLMENT_FILE, new_enrolment
 from client.policy_template import policy_template
 from common.crypto.keys import SigningKey
 from common.crypto.seal import MINIMUM_PASSPHRASE_BYTES
-from common.enrolment import Enrolment, node_key_text, write_enrolment
+from common.enrolment import Enrolment, write_enrolment
 from common.errors import ConfigurationError, OutputExists
 from common.files import write_atomic
-from common.settings import parse_settings
 
-ENROLMENT_FILE: Final = "enrolment.json"
 DEFAULT_SOCKET: Final = "run/agent.sock"
 _GATEWAY: Final = re.compile(r"[A-Za-z0-9.\-\[\]:]{1,253}:[0-9]{1,5}")
 _LAST: Final = "site.json"  # a directory without it is no site
 _HOME_FILES: Final = (
     *("identity.pem", "storage.key", "secrets.sealed", "policy.toml", "policy.sig", NODE_FILE, _LAST),
 )
-_COURIER_FILES: Final = ("node.key", "node.pub", COURIER_FILE, ENROLMENT_FILE)
+_COURIER_FILES: Final = (NODE_KEY_FILE, "node.pub", COURIER_FILE, ENROLMENT_FILE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,14 +74,14 @@ def make_site(
     root, courier = root.absolute(), courier.absolute()
     _check(root, courier, passphrase=passphrase, gateway=gateway)
     address = _socket_address(root, socket)
-    node_key = ec.generate_private_key(ec.SECP384R1())
-    _enrolment(SigningKey.generate(), name, node_key, nominal_patients)  # refuses a name before anything is made
+    node_key = make_node_key()
+    new_enrolment(SigningKey.generate(), name, node_key, nominal_patients)  # refuses a name before anything is made
     with _made_directory(root) as home_stage, _made_directory(courier) as courier_stage:
         home = create_home(home_stage, name=name, passphrase=passphrase)
         home.install_policy(policy_template())
         write_atomic(home_stage / NODE_FILE, _node_toml(socket, socket_group, courier).encode())
-        enrolment = _enrolment(home.identity, name, node_key, nominal_patients)
-        _write_node_key(courier_stage, node_key, name)
+        enrolment = new_enrolment(home.identity, name, node_key, nominal_patients)
+        write_node_key(courier_stage / NODE_KEY_FILE, node_key, name=name)
         write_atomic(courier_stage / COURIER_FILE, _courier_toml(gateway, address).encode())
         write_enrolment(courier_stage / ENROLMENT_FILE, enrolment, home.identity)
         with _in_place(courier_stage, courier, _COURIER_FILES), _in_place(home_stage, root, _HOME_FILES):
@@ -121,28 +118,6 @@ def _socket_address(root: Path, socket: str) -> Path:
         return checked_socket_path(root / socket)
     except ConfigurationError as error:
         raise ConfigurationError(error.fact, hint="give a shorter one: --socket /run/fedward/agent.sock") from error
-
-
-def _enrolment(
-    identity: SigningKey, name: str, node_key: ec.EllipticCurvePrivateKey, nominal_patients: int
-) -> Enrolment:
-    public = node_key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
-    document = {
-        "name": name,
-        "identity_key": identity.public_key.text,
-        "node_key": node_key_text(public),
-        "nominal_patients": nominal_patients,
-    }
-    return parse_settings(document, Enrolment, source="the site's enrolment")
-
-
-def _write_node_key(directory: Path, node_key: ec.EllipticCurvePrivateKey, name: str) -> None:
-    private = node_key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
-    )
-    public = node_key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
-    write_atomic(directory / "node.key", private)
-    write_atomic(directory / "node.pub", public + f" fedward-{name}\n".encode(), mode=0o644)
 
 
 @contextmanager

@@ -266,6 +266,11 @@ class TrainingPlan(Settings):
         return due + self.training.spare_attempts if due else 0
 
 
+def evaluation_run(run_id: str) -> str:
+    """What ledgers call the evaluations of a run; no run id has a colon, so it is nobody's training."""
+    return f"{run_id}:evaluation"
+
+
 class RosterEntry(Settings):
     """One site of a run: its name, pinned key and public nominal number of patients (never the true one)."""
 
@@ -366,8 +371,8 @@ class Manifest(Settings):
 
     @property
     def evaluation_run(self) -> str:
-        """What ledgers call the evaluations of this run; no run id has a colon, so it is nobody's training."""
-        return f"{self.run_id}:evaluation"
+        """What ledgers call the evaluations of this run."""
+        return evaluation_run(self.run_id)
 
     def entry(self, name: str) -> RosterEntry:
         """The roster entry of one site; raises KeyError for a stranger."""

@@ -167,7 +167,7 @@ class ObservedFederation:
                         patient_ids=sorted(set(names)),
                         admission=admission,
                     )
-                home.approve(plan.digest, population=POPULATION)
+                home.approve(plan.digest, population=POPULATION, runs=runs)
                 agent = SiteAgent.open(
                     home.root, passphrase=self._passphrase, device="cpu", engines=self._engines_of(home.name)
                 )

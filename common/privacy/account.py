@@ -87,27 +87,42 @@ class PopulationAccount:
         """How many answers one run was charged for."""
         return sum(key.run_id == run_id for key in self._attempts)
 
-    def check_affordable(self, event: MechanismEvent, *, times: int) -> None:
+    def check_affordable(
+        self, event: MechanismEvent, *, times: int, also: MechanismEvent | None = None, every: int = 1
+    ) -> None:
         """Return only if `times` such events would still fit; raises as a reservation does.
 
+        Args:
+            also: Comes once with every `every` of them, or with what is left of so many.
+
         Raises:
-            ValueError: If `times` is below 1.
+            ValueError: If `times` or `every` is below 1.
         """
-        if times < 1:
-            raise ValueError(f"what may be afforded happens at least once, not {times} times")
-        one = self.terms.admission.cost(event)
-        extra = FilterCost(trusted=times * one.trusted, alone=times * one.alone)
+        if times < 1 or every < 1:
+            raise ValueError(f"what may be afforded happens at least once, not {times} times, {every} apart")
+        extra = FilterCost()
+        for charged, often in ((event, times), (also, -(-times // every))):
+            if charged is not None:
+                one = self.terms.admission.cost(charged)
+                extra += FilterCost(trusted=often * one.trusted, alone=often * one.alone)
         self.terms.admission.check(self.cost, extra, self.terms.budget)
 
-    def fitting(self, event: MechanismEvent, *, at_most: int = MOST_FITTING) -> int:
-        """How many more such events the filter would let in, 0 to `at_most`."""
+    def fitting(
+        self,
+        event: MechanismEvent,
+        *,
+        at_most: int = MOST_FITTING,
+        also: MechanismEvent | None = None,
+        every: int = 1,
+    ) -> int:
+        """How many more such events the filter would let in, 0 to `at_most`; `also` and `every` as above."""
         if not 0 <= at_most <= MOST_FITTING:
             raise ValueError(f"at_most lies between 0 and {MOST_FITTING}, not {at_most}")
         fits, too_many = 0, at_most + 1
         while too_many - fits > 1:
             middle = (fits + too_many) // 2
             try:
-                self.check_affordable(event, times=middle)
+                self.check_affordable(event, times=middle, also=also, every=every)
             except (PolicyRefused, PrivacyBudgetExhausted):
                 too_many = middle
             else:

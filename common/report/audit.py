@@ -1,6 +1,6 @@
 """What a run's ledgers prove, offline and from files alone."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -8,18 +8,20 @@ from typing import Any
 from common.errors import ConfigurationError, FederationError, LedgerCorrupt, LedgerNotWitnessed, PrivacyBudgetExhausted
 from common.privacy.account import AttemptState, PopulationAccount
 from common.privacy.budget import RELATION, View
-from common.privacy.entries import PopulationTerms, parse_line
 from common.privacy.verify import LedgerReport, verify_ledger
 from common.report.crosscheck import missing_charges
 from common.report.evidence import LEDGER_NAME, SITES_NAME, TRUST_NAME, Evidence, run_of
+from common.report.forks import forked_histories, named_terms
 from common.report.numbers import VERIFIED, over_limit
 from common.report.spending import merged, shown_epsilon
-from common.trust import TrustFile, read_trust
+from common.trust import read_trust
 
 VERDICT_VERSION = 1
 NOT_WITNESSED = "self-consistent, not witnessed"
 FAILED = "failed"
 GIVEN, RUN = "given", "run"
+_CUT_HINT = "entries were cut, and the heads with them"
+_FORK_HINT = "a site has one ledger: ask it which one it goes on with, and hold both against the heads of the others"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,6 +133,9 @@ def verify_paths(
 ) -> AuditVerdict:
     """Verify run directories and single ledgers; a ledger that fails is reported beside the others, not raised.
 
+    A ledger file is judged by what is held against it in the runs that are given beside it, if one of them pins its key
+    or names its site, else by what lies beside the file. Ledgers of one key are compared with each other.
+
     Args:
         paths: Run directories, or ledger files. The run's witness and trust files are found beside its ledgers.
         witness_files: More books of heads; they are used besides those that are found.
@@ -146,40 +151,67 @@ def verify_paths(
         if not path.is_file():
             raise ConfigurationError(f"{path}: no such witness file")
     given_trust = read_trust(trust_file) if trust_file is not None else None
-    verdicts: list[LedgerVerdict] = []
     for path in paths:
-        if path.is_dir():
-            verdicts += _verify_run(path, witness_files, given_trust)
-        elif path.is_file():
+        if not path.is_dir() and not path.is_file():
+            raise ConfigurationError(f"{path}: no such run directory or ledger")
+    runs = [Evidence.gather(path, witness_files=witness_files, trust=given_trust) for path in paths if path.is_dir()]
+    handed = {path: _runs_of_ledger(path, runs) for path in paths if path.is_file()}
+    verdicts: list[LedgerVerdict] = []
+    for run in runs:
+        verdicts += _verify_run(run, [path for path, judging in handed.items() if run in judging])
+    for path, judging in handed.items():
+        if not judging:
             evidence = Evidence.gather(run_of(path), witness_files=witness_files, trust=given_trust)
             verdicts.append(_verify_ledger(path, None, evidence))
-        else:
-            raise ConfigurationError(f"{path}: no such run directory or ledger")
-    return AuditVerdict(ledgers=tuple(verdicts), keys=RUN if given_trust is None else GIVEN)
+    forks = forked_histories({verdict.path: verdict.content for verdict in verdicts if verdict.content})
+    return AuditVerdict(
+        ledgers=tuple(_contradicted(verdict, forks.get(verdict.path), hint=_FORK_HINT) for verdict in verdicts),
+        keys=RUN if given_trust is None else GIVEN,
+    )
 
 
-def _verify_run(run: Path, witness_files: Sequence[Path], trust: TrustFile | None) -> list[LedgerVerdict]:
-    evidence = Evidence.gather(run, witness_files=witness_files, trust=trust)
+def _runs_of_ledger(path: Path, runs: Sequence[Evidence]) -> list[Evidence]:
+    """The runs whose files speak of a ledger that was handed over beside them: by its key, else by its site."""
+    terms = named_terms(path.read_bytes())
+    if terms is None:
+        return []
+    naming = [run for run in runs if terms.site in run.expected_sites]
+    return [run for run in naming if run.trust and run.trust.sites.get(terms.site) == terms.public_key.text] or naming
+
+
+def _verify_run(evidence: Evidence, handed: Sequence[Path]) -> list[LedgerVerdict]:
+    """Every ledger of a run: those that lie in it, and those that were handed over beside it."""
+    run = evidence.run
     found = {path.parent.name: path for path in run.glob(f"{SITES_NAME}/*/{LEDGER_NAME}")}
     if not found and not evidence.expected_sites:
-        raise ConfigurationError(f"{run}: no ledger at {SITES_NAME}/<name>/{LEDGER_NAME}")
-    verdicts = []
-    for name in sorted(found.keys() | evidence.expected_sites):
-        path = found.get(name, run / SITES_NAME / name / LEDGER_NAME)
-        if name in found:
-            verdicts.append(_verify_ledger(path, name, evidence))
-        else:
-            error = LedgerCorrupt(f"{name}: the ledger is missing", hint=f"{TRUST_NAME} or the manifest names the site")
-            verdicts.append(LedgerVerdict(path=path, site=name, verdict=FAILED, error=error))
-    missing = missing_charges({verdict.site: verdict.report for verdict in verdicts if verdict.report is not None})
-    return [_contradicted(verdict, missing) for verdict in verdicts]
+        raise ConfigurationError(
+            f"{run}: no ledger at {SITES_NAME}/<name>/{LEDGER_NAME}",
+            hint="give a run's directory, or ledger files; a run's sites are named by its trust.json",
+        )
+    verdicts = [_verify_ledger(path, name, evidence) for name, path in sorted(found.items())]
+    verdicts += [_verify_ledger(path, None, evidence) for path in handed]
+    for name in sorted(evidence.expected_sites - {verdict.site for verdict in verdicts}):
+        error = LedgerCorrupt(
+            f"{name}: the ledger is missing",
+            hint=f"{TRUST_NAME} or the manifest names the site; give its ledger as one more path",
+        )
+        path = run / SITES_NAME / name / LEDGER_NAME
+        verdicts.append(LedgerVerdict(path=path, site=name, verdict=FAILED, error=error))
+    verdicts.sort(key=lambda verdict: verdict.site)
+    longest = sorted((verdict for verdict in verdicts if verdict.report is not None), key=_entries)
+    missing = missing_charges({verdict.site: verdict.report for verdict in longest if verdict.report is not None})
+    return [_contradicted(verdict, missing.get(verdict.site), hint=_CUT_HINT) for verdict in verdicts]
 
 
-def _contradicted(verdict: LedgerVerdict, missing: Mapping[str, str]) -> LedgerVerdict:
-    """A verdict that also counts what the run's other ledgers say of this one."""
-    if verdict.verdict == FAILED or verdict.site not in missing:
+def _entries(verdict: LedgerVerdict) -> int:
+    return verdict.report.entries if verdict.report is not None else 0
+
+
+def _contradicted(verdict: LedgerVerdict, reason: str | None, *, hint: str) -> LedgerVerdict:
+    """A verdict that also counts what other ledgers say of this one; None if they say nothing."""
+    if verdict.verdict == FAILED or reason is None:
         return verdict
-    error = LedgerCorrupt(f"{verdict.site}: {missing[verdict.site]}", hint="entries were cut, and the heads with them")
+    error = LedgerCorrupt(f"{verdict.site}: {reason}", hint=hint)
     return replace(verdict, verdict=FAILED, error=error)
 
 
@@ -223,11 +255,8 @@ def _missing(report: LedgerReport) -> str:
 
 def _named_site(content: bytes) -> str | None:
     """The site that a ledger's first entry names, unverified; None if it cannot be read."""
-    try:
-        entry, _ = parse_line(content.split(b"\n", 1)[0])
-    except (ValueError, FederationError):
-        return None
-    return entry.payload.site if isinstance(entry.payload, PopulationTerms) else None
+    terms = named_terms(content)
+    return None if terms is None else terms.site
 
 
 def _population(name: str, account: PopulationAccount) -> PopulationVerdict:

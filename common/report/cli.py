@@ -32,7 +32,7 @@ def _group() -> None:
     """Check what was spent, offline, from files alone."""
 
 
-_Paths = Annotated[list[Path], typer.Argument(metavar="PATH...", help="Run directories, or single ledgers.")]
+_Paths = Annotated[list[Path], typer.Argument(metavar="RUN_DIR|LEDGER...", help="Runs, and ledgers of their sites.")]
 _Witness = Annotated[
     list[Path] | None,
     typer.Option("--witness", metavar="FILE", help="Heads that another party holds; besides those of the run."),
@@ -59,7 +59,7 @@ def verify(
     if output is OutputFormat.JSON:
         import json
 
-        typer.echo(json.dumps(verdict.to_json(), ensure_ascii=False))
+        typer.echo(json.dumps(verdict.to_json()))  # ASCII: a terminal obeys some signs that JSON leaves raw
     else:
         typer.echo(_as_text(verdict))
     if verdict.error is not None:

@@ -76,7 +76,7 @@ def _runs(verdict: AuditVerdict) -> dict[Path, RunDocuments]:
 
 
 def _directory(ledger: LedgerVerdict) -> Path:
-    return run_of(ledger.path)
+    return run_of(ledger.path) if ledger.evidence is None else ledger.evidence.run
 
 
 def _ledger(ledger: LedgerVerdict, held: Sequence[Holding], run: RunDocuments) -> dict[str, Any]:

@@ -43,11 +43,13 @@ class Evidence:
     """What is held against a run's ledgers.
 
     Attributes:
+        run: The directory that it was found in.
         trust: Pinned keys; None if there are none.
         books: Books of heads by resolved path.
         roster: Sites and keys by the run's signed manifest; empty without pinned keys or without a manifest.
     """
 
+    run: Path
     trust: TrustFile | None
     books: Mapping[Path, WitnessBook]
     roster: Mapping[str, str]
@@ -66,7 +68,7 @@ class Evidence:
         beside = [run / WITNESS_NAME, *sorted(run.glob(f"{SITES_NAME}/*/{WITNESS_NAME}"))]
         paths = [*witness_files, *(path for path in beside if path.is_file() and not path.is_symlink())]
         books = {path.resolve(): WitnessBook(path, holder=_READER) for path in paths}
-        return cls(trust=trust, books=books, roster={} if trust is None else _signed_roster(run, trust))
+        return cls(run=run, trust=trust, books=books, roster={} if trust is None else _signed_roster(run, trust))
 
     @property
     def expected_sites(self) -> frozenset[str]:
@@ -87,11 +89,11 @@ class Evidence:
 
         In the run's own book the coordinator holds heads; a ledger that lies right beside it has no book of its own.
         """
-        own = own_book(ledger)
+        own = {own_book(ledger), (self.run / SITES_NAME / site / WITNESS_NAME).resolve()}
         found = {
             (head.seq, head.digest, head.run_id, head.signature): head
             for path, book in self.books.items()
-            if path != own
+            if path not in own
             for head in book.heads(site)
         }
         return list(found.values())

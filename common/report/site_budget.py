@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from common.plan import TrainingPlan
+from common.plan import TrainingPlan, evaluation_run
 from common.privacy.account import MOST_FITTING, AttemptState, PopulationAccount
 from common.privacy.accountant import epsilon
 from common.privacy.admission import FilterCost
@@ -91,22 +91,33 @@ def _state(account: PopulationAccount, state: AttemptState) -> dict[str, Any]:
 
 
 def _forecast(account: PopulationAccount, rounds: int) -> dict[str, Any] | None:
-    """More answers like the last one that trained (or the last, if none did); None if nothing was charged yet."""
+    """More rounds like the last one that trained (or the last answer, if none did), with evaluations as often as its
+    run had them; None if nothing was charged yet."""
     if not account.charges:
         return None
     key, event = _last(account)
-    fits = account.fitting(event)
+    evaluation, every = _evaluations(account, key.run_id)
+    fits = account.fitting(event, also=evaluation, every=every)
     return {
         "run": key.run_id,
         "round": key.round_number,
         "attempt": key.attempt,
         "event": event.to_json(),
+        "evaluation": None if evaluation is None else {"every": every, "event": evaluation.to_json()},
         "fits": fits,
-        "then": _after(account, event, fits),
+        "then": _after(account, event, fits, evaluation, every),
         "rounds": rounds,
         "rounds_fit": rounds <= fits,
-        "after_rounds": _after(account, event, rounds),
+        "after_rounds": _after(account, event, rounds, evaluation, every),
     }
+
+
+def _evaluations(account: PopulationAccount, run_id: str) -> tuple[MechanismEvent | None, int]:
+    """A run's last charged evaluation, and after how many rounds one came; None, 1 if none was charged so far."""
+    found = [(key, charge) for key, charge in account.charges.items() if key.run_id == evaluation_run(run_id)]
+    if not found:
+        return None, 1
+    return found[-1][1].event, min(key.round_number for key, _ in found)
 
 
 def _last(account: PopulationAccount) -> tuple[AttemptKey, MechanismEvent]:
@@ -115,11 +126,14 @@ def _last(account: PopulationAccount) -> tuple[AttemptKey, MechanismEvent]:
     return (trained or charged)[-1]
 
 
-def _after(account: PopulationAccount, event: MechanismEvent, more: int) -> dict[str, float | None] | None:
-    """Both epsilons after `more` such events; None where that is too many to work out."""
+def _after(
+    account: PopulationAccount, event: MechanismEvent, more: int, evaluation: MechanismEvent | None, every: int
+) -> dict[str, float | None] | None:
+    """Both epsilons after `more` such events and their evaluations; None where that is too many to work out."""
     if more * event.steps > _MOST_FORECAST:
         return None
-    events = (*account.events, *[event] * more)
+    evaluations = [evaluation] * -(-more // every) if evaluation is not None else []
+    events = (*account.events, *[event] * more, *evaluations)
     return {view.value: _finite(epsilon(events, delta=account.budget.delta, view=view)) for view in View}
 
 

@@ -79,9 +79,9 @@ def _forecast(forecast: dict[str, Any] | None) -> str:
         return "forecast: nothing was charged yet; --plan FILE says what a plan would cost"
     event = forecast["event"]
     like = (
-        f"forecast, for answers like that of run {one_line(forecast['run'])}, round {forecast['round']}: "
+        f"forecast, for rounds like that of run {one_line(forecast['run'])}, round {forecast['round']}: "
         f"{event['mode']}, z = {event['noise_multiplier']:.3g}, {event['cohort_size']} sites, "
-        f"{event['colluding']} may cheat"
+        f"{event['colluding']} may cheat; {_evaluated(forecast['evaluation'])}"
     )
     more = _wrapped(f"{_more(forecast['fits'])}{_then(forecast['then'])}", indent="  ")
     verdict = "fit" if forecast["rounds_fit"] else "do NOT fit"
@@ -90,6 +90,15 @@ def _forecast(forecast: dict[str, Any] | None) -> str:
     if forecast["rounds"] != forecast["fits"]:
         lines.append(_wrapped(rounds, indent="  "))
     return "\n".join(lines)
+
+
+def _evaluated(evaluation: dict[str, Any] | None) -> str:
+    """What the forecast counts beside the rounds."""
+    if evaluation is None:
+        return "that run was charged no evaluation so far, and none is counted"
+    every = evaluation["every"]
+    after = "each round" if every == 1 else f"every {every} rounds"
+    return f"an evaluation after {after} counted too, z = {evaluation['event']['noise_multiplier']:.3g}"
 
 
 def _plan(plan: dict[str, Any]) -> str:

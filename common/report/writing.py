@@ -61,5 +61,8 @@ class ReportFiles:
 
 
 def encode_dossier(document: Mapping[str, Any]) -> bytes:
-    """The JSON document as it is written and printed; raises ValueError for NaN and infinities."""
-    return json.dumps(document, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+    """The JSON document as it is written and printed; raises ValueError for NaN and infinities.
+
+    All of it is ASCII: a terminal obeys some signs that JSON would leave raw.
+    """
+    return json.dumps(document, allow_nan=False).encode() + b"\n"

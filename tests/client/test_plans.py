@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from client.data.catalogue import Dataset, enter_dataset
-from client.decisions import Decisions, read_decisions
+from client.decisions import Approval, Decisions
 from client.home import SiteHome
 from client.plan_decision import approve_plan
 from client.plan_review import Subject, decided_digest, find_subject, review
@@ -20,7 +20,6 @@ from common.crypto.keys import SigningKey
 from common.errors import (
     ConfigurationError,
     DataRefused,
-    FederationError,
     PolicyRefused,
     PrivacyBudgetExhausted,
     TrustError,
@@ -29,7 +28,7 @@ from common.exits import EXITS
 from common.plan import TrainingPlan
 from common.privacy.account import AttemptState
 from common.signed import write_signed
-from tests.flows.federation import POPULATION, Federation, make_federation, make_plan
+from tests.flows.federation import POPULATION, RUN_ID, Federation, make_federation, make_plan
 
 SITE = "north"
 NOW = datetime(2026, 3, 2, 12, 0, tzinfo=UTC)
@@ -275,9 +274,11 @@ def test_a_policy_that_is_not_signed_is_not_shown_as_if_it_were(federation: Fede
 
 
 def test_a_name_on_the_terminal_cannot_play_tricks() -> None:
-    rows = offer_rows((), Decisions(approved={"sha256:" + "a" * 64: "ward"}, rejected={"sha256:" + "b" * 64: "t"}))
-    assert "approved for ward" in offers_text(rows, unreadable=0)
-    assert "rejected" in offers_text(rows, unreadable=0)
+    approved = {"sha256:" + "a" * 64: Approval(population="ward\n\x1b[2J")}
+    rows = offer_rows((), Decisions(approved=approved, rejected={"sha256:" + "b" * 64: "t"}))
+    text = offers_text(rows, unreadable=0)
+    assert "approved for ward\\n\\x1b[2J: 1 more run" in text
+    assert "rejected" in text
 
 
 # What a person decides.
@@ -415,7 +416,7 @@ def test_a_rejected_plan_is_refused_without_being_asked_again_even_where_the_pol
     home.install_policy(text.encode())
     home.reject(federation.plan.digest, time="2026-03-02T12:00:00Z")
     assert offer(federation).name == "PlanNotApproved"
-    assert home.decisions().state(federation.plan.digest) == "rejected"
+    assert home.decisions().state(federation.plan.digest, RUN_ID) == "rejected"
     assert federation.charged(SITE) == {}
 
 
@@ -429,24 +430,7 @@ def test_a_decision_can_be_taken_back_both_ways(federation: Federation) -> None:
 
 def test_a_changed_plan_needs_a_new_decision(federation: Federation) -> None:
     changed = make_plan(rounds=2, spare_attempts=3)
-    assert federation.homes[SITE].decisions().state(changed.digest) == "waiting"
-
-
-def test_decisions_of_version_one_are_read_and_kept(federation: Federation) -> None:
-    home = federation.homes[SITE]
-    old = {"version": 1, "plans": {"sha256:aa": "ward"}}
-    write_signed(home.root / "approvals.json", "approvals", old, home.identity)
-    assert home.decisions() == Decisions(approved={"sha256:aa": "ward"}, rejected={})
-    home.reject("sha256:bb", time="2026-03-02T12:00:00Z")
-    assert home.decisions().approved == {"sha256:aa": "ward"}
-
-
-def test_decisions_of_an_unknown_version_decide_nothing(federation: Federation) -> None:
-    home = federation.homes[SITE]
-    write_signed(home.root / "approvals.json", "approvals", {"version": 3, "plans": {}}, home.identity)
-    with pytest.raises(FederationError, match="version 3 is unknown"):
-        read_decisions(home.root, home.identity.public_key)
-    assert offer(federation).name != "Joined"
+    assert federation.homes[SITE].decisions().state(changed.digest, RUN_ID) == "waiting"
 
 
 # What the policy approves by itself.

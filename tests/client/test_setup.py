@@ -1,5 +1,6 @@
 import os
 import stat
+import tempfile
 import tomllib
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -13,6 +14,8 @@ from cryptography.x509.oid import NameOID
 
 from client.home import open_home
 from client.node_files import read_courier_settings, read_node_settings
+from client.node_key import make_node_key, public_text, read_node_key, write_node_key
+from client.own_enrolment import own_enrolment, renew_node_key
 from client.pinning import pin_consortium, read_trusted, tell_courier
 from client.policy_file import install_policy
 from client.policy_template import budget_lines, policy_template
@@ -331,3 +334,68 @@ def test_another_coordinator_is_pinned_only_if_that_is_said(new: NewSite, coordi
     with pytest.raises(TrustError, match="another key than the pinned one for the coordinator") as error:
         pin_consortium(new.home, stranger.consortium(**mine))
     assert "--replace" in error.value.hint
+
+
+# The enrolment once more.
+
+
+def test_the_fingerprint_is_read_again_without_a_passphrase(made: NewSite) -> None:
+    key = made.home.identity.public_key
+    assert own_enrolment(made.courier, name="north", key=key).fingerprint == made.enrolment.fingerprint
+
+
+def test_the_enrolment_of_another_site_is_not_read_out_as_ones_own(made: NewSite, new: NewSite) -> None:
+    with pytest.raises(TrustError, match="enrolment of north under another key"):
+        own_enrolment(made.courier, name="north", key=new.home.identity.public_key)
+
+
+def test_an_enrolment_that_names_another_node_key_than_the_couriers_is_not_read_out(new: NewSite) -> None:
+    write_node_key(new.courier / "node.key", make_node_key(), name="north")
+    with pytest.raises(TrustError, match=r"names another node key than node\.pub") as error:
+        own_enrolment(new.courier, name="north", key=new.home.identity.public_key)
+    assert "site node-key --replace" in error.value.hint
+
+
+def test_a_directory_without_an_enrolment_is_named(new: NewSite, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="no enrolment can be read") as error:
+        own_enrolment(tmp_path, name="north", key=new.home.identity.public_key)
+    assert "--courier DIR" in error.value.hint
+
+
+def test_a_lost_node_key_is_made_again_alone_and_the_site_stays_who_it_is(new: NewSite) -> None:
+    kept = {path: path.read_bytes() for path in [*new.home.root.iterdir(), new.courier / "courier.toml"]}
+    (new.courier / "node.key").unlink()
+    renewed = renew_node_key(new.home, new.courier)
+    assert renewed.identity_key == new.enrolment.identity_key
+    assert renewed.node_key == public_text(read_node_key(new.courier / "node.key")) != new.enrolment.node_key
+    assert renewed.nominal_patients == new.enrolment.nominal_patients
+    assert read_enrolment(new.enrolment_path) == renewed
+    assert own_enrolment(new.courier, name="north", key=new.home.identity.public_key) == renewed
+    assert modes(new.courier)["node.key"] == "600"
+    assert {path: path.read_bytes() for path in kept} == kept
+
+
+def test_a_node_key_that_is_there_is_lost_only_if_that_is_said(new: NewSite) -> None:
+    before = (new.courier / "node.key").read_bytes()
+    with pytest.raises(OutputExists, match="there is a node key already"):
+        renew_node_key(new.home, new.courier)
+    assert (new.courier / "node.key").read_bytes() == before
+    assert renew_node_key(new.home, new.courier, replace=True).node_key != new.enrolment.node_key
+
+
+def test_without_an_enrolment_the_nominal_patients_have_to_be_said(new: NewSite) -> None:
+    new.enrolment_path.unlink()
+    with pytest.raises(ConfigurationError, match="how many nominal patients"):
+        renew_node_key(new.home, new.courier, replace=True)
+    assert renew_node_key(new.home, new.courier, replace=True, nominal_patients=70).nominal_patients == 70
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files away")
+def test_run_by_root_a_new_node_key_belongs_to_the_couriers_user() -> None:
+    with tempfile.TemporaryDirectory() as place:  # below tmp_path another user could not enter
+        os.chmod(place, 0o755)
+        new = site_at(Path(place))
+        for path in (new.courier, *new.courier.iterdir()):
+            os.chown(path, 4002, 4002)
+        renew_node_key(new.home, new.courier, replace=True)
+        assert {path.stat().st_uid for path in new.courier.iterdir()} == {4002}

@@ -351,7 +351,7 @@ def test_a_full_disk_is_refused_and_said_and_nothing_is_charged_twice(running: C
         fill()
         assert refusal(running, run, "east", request(number)) == "Unavailable"
         (home / "filler").unlink()
-        assert refusal(running, run, "east", request(number)) == "PolicyRefused"
+        assert refusal(running, run, "east", request(number)) == "AttemptLost"
         assert "was begun and lost; it stays charged" in last_words(running, "east")["reason"]
         assert running.charged("east") == before + 1
         assert isinstance(answer(running, run, "east", request(number, 2)), pb.Masked)

@@ -1,5 +1,6 @@
 """`fedward audit verify` over the files of a real run that somebody tampered with."""
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from common.canonical import ZERO_DIGEST
 from common.crypto.keys import SigningKey
 from common.errors import LedgerCorrupt
 from common.privacy.entries import PopulationTerms, line_digest, parse_line
-from tests.flows.federation import Federation, make_federation, make_plan
+from tests.flows.federation import POPULATION, Federation, make_federation, make_plan
 
 SITE = "north"
 Lines = list[bytes]
@@ -118,6 +119,44 @@ def test_a_ledger_signed_anew_passes_for_nobody_who_pinned_the_key(finished: Fed
     for book in finished.root.rglob("witnesses.jsonl"):
         book.unlink()
     assert fedward("audit", "verify", finished.root).code == 9
+
+
+def grown(federation: Federation, root: Path, population: str) -> Path:
+    """The ledger of a copy of the site that went on by itself."""
+    copy = federation.copy_to(root)
+    with copy.ledger(SITE) as ledger:
+        terms = ledger.account(POPULATION).terms
+        ledger.open_population(population, budget=terms.budget, admission=terms.admission)
+    return copy.homes[SITE].ledger_path
+
+
+def test_two_histories_that_one_site_signed_are_named_with_the_entry_where_they_part(
+    finished: Federation, fedward, tmp_path: Path
+) -> None:
+    entries = len(finished.homes[SITE].ledger_path.read_bytes().splitlines())
+    one, other = grown(finished, tmp_path / "one", "ward-1"), grown(finished, tmp_path / "other", "ward-2")
+    ended = fedward("audit", "verify", finished.root, one, other)
+    assert ended.code == 9
+    for path in (one, other):
+        said = f"{SITE}: entry {entries + 1}: this key signed another history in {path}: a forked ledger"
+        assert said in ended.err
+
+
+def test_a_newer_copy_of_a_ledger_is_no_other_history(finished: Federation, fedward, tmp_path: Path) -> None:
+    newer = shutil.copy(grown(finished, tmp_path / "one", "ward-1"), tmp_path / "newer.jsonl")
+    ended = fedward("audit", "verify", finished.root, newer)
+    assert (ended.code, ended.err) == (0, "")
+
+
+def test_a_copy_that_was_damaged_is_no_other_history_of_the_whole_one(
+    finished: Federation, fedward, tmp_path: Path
+) -> None:
+    damaged = tmp_path / "damaged.jsonl"
+    lines = with_a_byte_changed(finished.homes[SITE].ledger_path.read_bytes().splitlines())
+    damaged.write_bytes(b"".join(line + b"\n" for line in lines))
+    ended = fedward("audit", "verify", finished.root, damaged)
+    assert ended.code == 9
+    assert "forked" not in ended.err
 
 
 def test_verifying_changes_no_file(finished: Federation, fedward) -> None:

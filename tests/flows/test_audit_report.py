@@ -84,10 +84,32 @@ def test_ledgers_of_several_runs_and_one_alone_make_one_report(
     shutil.copy(run.homes[SITE].ledger_path, alone)
     ended = fedward("audit", "report", run.root, other.root, alone, "--out", tmp_path / "out")
     document, page = written(tmp_path / "out")
-    assert ended.code == 10
+    assert ended.code == 0
     assert [found["run_id"] for found in document["runs"]] == [RUN_ID, RUN_ID]
-    assert [ledger["verdict"] for ledger in document["ledgers"][-2:]] == ["verified", "self-consistent, not witnessed"]
+    judged = {ledger["path"]: ledger["verdict"] for ledger in document["ledgers"]}
+    assert (judged[str(alone)], len(judged)) == ("verified", 2 * len(run.names) + 1)
     assert "all of it the site’s own" in page
+
+
+def test_a_run_without_its_ledgers_is_reported_with_those_that_are_handed_over(
+    run: Federation, fedward, tmp_path: Path
+) -> None:
+    ledgers = [shutil.copy(home.ledger_path, tmp_path / f"from-{name}.jsonl") for name, home in run.homes.items()]
+    shutil.rmtree(run.root / "sites")
+    ended = fedward("audit", "report", run.root, *ledgers, "--out", tmp_path / "out")
+    document, _ = written(tmp_path / "out")
+    assert (ended.code, ended.err, document["verdict"]) == (0, "", "verified")
+    assert [ledger["site"] for ledger in document["ledgers"]] == sorted(run.names)
+    assert [found["run_id"] for found in document["runs"]] == [RUN_ID]
+
+
+def test_a_ledger_that_nobody_handed_over_is_named_with_what_to_do(run: Federation, fedward, tmp_path: Path) -> None:
+    ledger = shutil.copy(run.homes[SITE].ledger_path, tmp_path / "north.jsonl")
+    shutil.rmtree(run.root / "sites")
+    ended = fedward("audit", "report", run.root, ledger, "--out", tmp_path / "out")
+    assert ended.code == 9
+    assert "south: the ledger is missing" in ended.err and "give its ledger as one more path" in ended.err
+    assert "north: the ledger" not in ended.err
 
 
 def test_reporting_changes_no_file_of_the_run(run: Federation, fedward, tmp_path: Path) -> None:

@@ -80,14 +80,14 @@ def test_before_the_reservation_nothing_is_charged_and_the_request_is_answered_l
 def test_after_the_reservation_the_charge_stays_and_the_attempt_is_lost(crashed) -> None:
     federation, request, _ = crashed
     assert federation.charged(SITE) == {(1, 1): "reserved"}
-    assert answer(federation, request).name == "PolicyRefused"
+    assert answer(federation, request).name == "AttemptLost"
     assert federation.charged(SITE) == {(1, 1): "burned"}
 
 
 @at("after reserve")
 def test_a_lost_attempt_is_not_computed_a_second_time_however_often_it_is_asked_for(crashed) -> None:
     federation, request, _ = crashed
-    assert {answer(federation, request).name for _ in range(3)} == {"PolicyRefused"}
+    assert {answer(federation, request).name for _ in range(3)} == {"AttemptLost"}
     assert federation.charged(SITE) == {(1, 1): "burned"}
 
 

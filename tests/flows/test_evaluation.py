@@ -256,7 +256,7 @@ def test_an_evaluation_that_was_begun_and_lost_is_burned_and_not_computed_again(
     refused, again, following = ask(
         joined, evaluate_request(joined), evaluate_request(joined), evaluate_request(joined, 1, 2)
     )
-    assert (refused.name, again.name) == ("PolicyRefused", "PolicyRefused")
+    assert (refused.name, again.name) == ("AttemptLost", "AttemptLost")
     assert isinstance(following, pb.Histogram)
     assert charges(federation) == {(1, 1): "burned", (1, 2): "settled"}
 

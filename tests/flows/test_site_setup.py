@@ -151,7 +151,7 @@ def test_from_an_empty_directory_to_an_approved_plan(places: dict[str, Place], f
     shown = fedward("site", "plans", "show", digits, "--home", north.home)
     assert shown.code == 0 and "it fits" in shown.out and "beside this one: east (weight 20), west" in shown.out
     done = fedward("site", "plans", "approve", digits, "--home", north.home)
-    assert (done.code, done.out) == (0, f"approved for population ward: {plan.digest}\n")
+    assert (done.code, done.out) == (0, f"approved for population ward, 1 run: {plan.digest}\n")
     assert offered(north, key, plan, manifest) == "joined"
     assert "approved for ward" in fedward("site", "plans", "list", "--home", north.home).out
 

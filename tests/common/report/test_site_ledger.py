@@ -4,16 +4,18 @@ import csv
 import io
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from common.crypto.keys import SigningKey
 from common.errors import ConfigurationError, LedgerCorrupt, OutputExists
+from common.privacy.accountant import epsilon
 from common.privacy.admission import AdmissionFilter
 from common.privacy.budget import PrivacyBudget, PrivacyUnit, View
-from common.privacy.events import MechanismEvent, TrustMode
+from common.privacy.events import EventKind, MechanismEvent, TrustMode
 from common.privacy.ledger import BudgetLedger
 from common.privacy.verify import verify_ledger
 from common.report.audit import verify_paths
@@ -192,6 +194,46 @@ def test_as_many_more_fit_as_the_ledger_then_admits(make_home: Maker) -> None:
     assert account.fitting(event, at_most=2) == 2
     with pytest.raises(Exception, match="would reach"):
         account.check_affordable(event, times=fits + 1)
+
+
+def evaluated(home: Path, *, rounds: Sequence[int]) -> Path:
+    """The same site after evaluations of its run, in a copy."""
+    copied = Path(shutil.copytree(home, home.with_name(f"{home.name}-evaluated")))
+    key = SigningKey.generate()
+    (copied / "ledger.head").unlink()
+    (copied / "site.json").write_text(json.dumps({"version": 1, "name": "north", "public_key": key.public_key.text}))
+    account = read_site_ledger(home).populations["ward"]
+    (copied / "ledger.jsonl").unlink()
+    histogram = replace(account.events[-1], kind=EventKind.SCORE_HISTOGRAM)
+    with BudgetLedger.open(copied / "ledger.jsonl", site="north", key=key) as ledger:
+        ledger.open_population("ward", budget=account.budget, admission=account.terms.admission)
+        for charged, event in account.charges.items():
+            ledger.reserve(
+                "ward", run_id=charged.run_id, round_number=charged.round_number, attempt=1, event=event.event
+            )
+        for number in rounds:
+            ledger.reserve("ward", run_id="run-1:evaluation", round_number=number, attempt=1, event=histogram)
+    return copied
+
+
+def test_the_forecast_counts_the_evaluations_that_come_with_its_rounds(make_home: Maker) -> None:
+    """The evaluation has the noise of a round here, so that 30 rounds with one after every 2 cost as much as 45."""
+    home = evaluated(make_home(count=5, limit=9.0), rounds=[2, 4])
+    found, account = budget_of(home)["forecast"], read_site_ledger(home).populations["ward"]
+    assert (found["evaluation"]["every"], found["round"]) == (2, 5)
+    as_rounds = [account.events[0]] * (len(account.events) + 45)
+    assert found["after_rounds"]["epsilon"] == pytest.approx(epsilon(as_rounds, delta=1e-5, view=View.TRUSTED))
+    room = account.fitting(account.events[0])
+    assert found["fits"] + -(-found["fits"] // 2) <= room < found["fits"] + 1 + -(-(found["fits"] + 1) // 2)
+    text = budget_text(budget_document(read_site_ledger(home), rounds=30))
+    assert "an evaluation after every 2 rounds counted too" in " ".join(text.split())
+
+
+def test_a_forecast_says_that_it_knows_of_no_evaluation(make_home: Maker) -> None:
+    home = make_home(count=3)
+    assert budget_of(home)["forecast"]["evaluation"] is None
+    text = budget_text(budget_document(read_site_ledger(home), rounds=30))
+    assert "no evaluation so far, and none is counted" in " ".join(text.split())
 
 
 def test_the_forecast_of_full_batches_ends_at_the_limit(make_home: Maker) -> None:
