@@ -1,5 +1,6 @@
 """The `fedward` command: its groups are entry points, loaded only when they are asked for."""
 
+import errno
 import os
 import sys
 from collections.abc import Mapping
@@ -10,7 +11,7 @@ import click
 import typer.core
 import typer.main
 
-from common.errors import FederationError
+from common.errors import ConfigurationError, FederationError
 from common.terminal import one_line
 
 ENTRY_POINT_GROUP: Final = "fedward.commands"
@@ -21,6 +22,20 @@ _SUMMARIES: Final[Mapping[str, str]] = {
     "server": "Coordinate a consortium: enrol sites, write plans, run them, publish the model.",
     "audit": "Check what was spent, offline, from files alone.",
     "bench": "Measure Fedward beside its peers on this machine.",
+}
+_OWNER: Final = "run this as the user who owns the files, where they may be written"
+_ROOM: Final = "free some space and run this again; what was there is whole"
+_DISK_HINTS: Final[Mapping[int, str]] = {
+    errno.EACCES: _OWNER,
+    errno.EPERM: _OWNER,
+    errno.EROFS: _OWNER,
+    errno.ENOSPC: _ROOM,
+    errno.EDQUOT: _ROOM,
+    errno.EFBIG: _ROOM,
+    errno.EIO: "the disk has an error: look into the system's log, and restore what it lost from a backup",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.ENOTDIR: "a part of this path is a file",
+    errno.EISDIR: "a file is wanted here",
 }
 
 
@@ -75,6 +90,21 @@ def main() -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except OSError as error:
+        refused = disk_refusal(error)
+        if refused is None:
+            raise
+        _print_error(refused)
+        sys.exit(refused.exit_code)
+
+
+def disk_refusal(error: OSError) -> ConfigurationError | None:
+    """What a disk that cannot be read or written is called where no command knew better; None for all else."""
+    hint = _DISK_HINTS.get(error.errno or 0)
+    if hint is None:
+        return None
+    where = f"{error.filename}: " if error.filename is not None else ""
+    return ConfigurationError(f"{where}{error.strerror}", hint=hint)
 
 
 def installed_version() -> str:

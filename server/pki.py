@@ -22,6 +22,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from common.errors import ConfigurationError, TrustError
 from common.files import write_atomic
+from server.moments import time_text
 
 LOOPBACK_HOSTS: Final = ("localhost", "127.0.0.1")
 AUTHORITY_DAYS: Final = 3650
@@ -95,9 +96,10 @@ def renew_server(
     """Issue the server certificate anew; with the old key a crash leaves the old pair or the new one.
 
     Raises:
-        ConfigurationError: If there is no authority's key here. TrustError: If the passphrase does not open it.
+        ConfigurationError: If there is no authority's key here, or it is not valid now.
+        TrustError: If the passphrase does not open it.
     """
-    authority, key = _open_authority(pki, passphrase, prefix)
+    authority, key = _open_authority(pki, passphrase, prefix, now)
     server_key = None
     if not new_key:
         server_key = _read_private(pki / f"{prefix}server.key")
@@ -113,10 +115,11 @@ def issue_client(pki: Path, *, name: str, request: bytes | None, passphrase: byt
         request: PEM of a certificate request; without one a key is made here, and its PEM is the second result.
 
     Raises:
-        ConfigurationError: If the request is malformed, or of a weak key, or there is no authority's key here.
+        ConfigurationError: If the request is malformed, or of a weak key, or there is no authority's key here that is
+            valid now.
         TrustError: If the passphrase is wrong.
     """
-    authority, key = _open_authority(pki, passphrase, "")
+    authority, key = _open_authority(pki, passphrase, "", now)
     own = ec.generate_private_key(ec.SECP256R1()) if request is None else None
     public = own.public_key() if own is not None else _requested_key(request or b"")
     certificate = (
@@ -141,6 +144,26 @@ def read_certificates(path: Path) -> list[x509.Certificate]:
         return x509.load_pem_x509_certificates(path.read_bytes())
     except (OSError, ValueError) as error:
         raise ConfigurationError(f"{path}: no certificate (PEM) can be read") from error
+
+
+def check_in_force(path: Path, now: datetime) -> None:
+    """Return only if a certificate, or authority's certificate, is valid at this time.
+
+    Raises:
+        ConfigurationError: If it is not yet, or no more, or cannot be read.
+    """
+    found = read_certificate(path)
+    begins, ends = found.not_valid_before_utc, found.not_valid_after_utc
+    clock = f"this machine's clock says {time_text(now)}"
+    if now < begins:
+        raise ConfigurationError(
+            f"{path}: valid only from {time_text(begins)}; {clock}",
+            hint="set the clock; if it was ahead when the certificate was made, wait until then or make it anew",
+        )
+    if now > ends:
+        raise ConfigurationError(
+            f"{path}: valid only until {time_text(ends)}; {clock}", hint="renew it with: fedward server renew"
+        )
 
 
 def host_of(address: str) -> str:
@@ -174,14 +197,18 @@ def _issue_server(
     return certificate
 
 
-def _open_authority(pki: Path, passphrase: bytes, prefix: str) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
+def _open_authority(
+    pki: Path, passphrase: bytes, prefix: str, now: datetime
+) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
     path = pki / f"{prefix}ca.key"
     if not path.exists():
         raise ConfigurationError(
             f"{path}: this coordinator has no authority of its own: its certificates come from elsewhere",
             hint="have them issued there and put them in place with: fedward server renew --certificate … --key …",
         )
-    return read_certificate(pki / f"{prefix}ca.crt"), _read_private(path, passphrase)
+    authority = pki / f"{prefix}ca.crt"
+    check_in_force(authority, now)
+    return read_certificate(authority), _read_private(path, passphrase)
 
 
 def _read_private(path: Path, passphrase: bytes | None = None) -> ec.EllipticCurvePrivateKey:

@@ -12,7 +12,8 @@ from common.supervisor import Child, Supervisor
 from server.flower_control import FlowerControl
 from server.home import ServerHome
 from server.lock import exclusive
-from server.pki import loopback_files
+from server.moments import utc_now
+from server.pki import check_in_force, loopback_files
 from server.registration import Registration
 from server.superlink import (
     FlowerDirectory,
@@ -166,6 +167,8 @@ def _check_ready_to_start(home: ServerHome) -> None:
             raise ConfigurationError(
                 f"{path}: no such file", hint="`fedward server init` makes it; restore it from a backup"
             )
+    for path in (files.authority, files.certificate):
+        check_in_force(path, utc_now())
     home.flower.mkdir(exist_ok=True, mode=0o700)
 
 

@@ -2,8 +2,11 @@
 
 import json
 import os
+import resource
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -225,6 +228,32 @@ def test_a_policy_that_does_not_fit_is_refused_with_file_and_key(places: dict[st
     assert done.code == 3
     assert str(mine) in done.err and "did you mean 'minimum_cohort'" in done.err and "'20:00-06:00'" in done.err
     assert (place.home / "policy.toml").read_bytes() == before
+
+
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """As if the disk were full: the system refuses to make a file longer than this."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_disk_that_takes_no_more_is_an_error_with_a_hint_and_the_rules_in_force_stay(
+    places: dict[str, Place], fedward: Fedward, tmp_path: Path
+) -> None:
+    enrol(places, fedward)
+    home, mine = places["east"].home, tmp_path / "mine.toml"
+    before = (home / "policy.toml").read_bytes()
+    mine.write_bytes(before + b"\n# checked\n")
+    with files_of_at_most(512):
+        done = fedward("site", "policy", "--home", home, "--install", mine)
+    assert (done.code, done.out) == (3, "")
+    assert done.err == "error: File too large\nhint:  free some space and run this again; what was there is whole\n"
+    assert (home / "policy.toml").read_bytes() == before
+    assert fedward("site", "policy", "--home", home).code == 0
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from common.errors import ConfigurationError, TrustError
 from server.certificates import check_handshake, place_own
 from server.pki import (
     TlsFiles,
+    check_in_force,
     host_of,
     issue_client,
     loopback_files,
@@ -116,6 +117,21 @@ def test_nothing_is_issued_without_the_right_passphrase(pki: Path) -> None:
     with pytest.raises(TrustError, match="passphrase"):
         renew_server(pki, hosts=HOSTS, passphrase=b"another passphrase for tests", now=NOW, new_key=False)
     assert (pki / "server.crt").read_bytes() == before
+
+
+def test_nothing_is_issued_under_an_authority_that_is_not_valid_yet(pki: Path) -> None:
+    before = (pki / "server.crt").read_bytes()
+    with pytest.raises(ConfigurationError, match=r"ca\.crt: valid only from .*; this machine's clock says") as error:
+        renew_server(pki, hosts=HOSTS, passphrase=PASSPHRASE, now=NOW - timedelta(days=2), new_key=False)
+    assert "set the clock" in error.value.hint
+    assert (pki / "server.crt").read_bytes() == before
+
+
+def test_a_certificate_that_ended_is_named_with_how_to_renew_it(pki: Path) -> None:
+    check_in_force(pki / "server.crt", NOW)
+    with pytest.raises(ConfigurationError, match=r"server\.crt: valid only until") as error:
+        check_in_force(pki / "server.crt", NOW + timedelta(days=400))
+    assert "server renew" in error.value.hint
 
 
 def test_an_expired_certificate_is_refused(tmp_path: Path) -> None:
