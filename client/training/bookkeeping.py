@@ -16,8 +16,8 @@ twice this rounding. With K = 4,096 the margin of 1e-4 C covers 11,000 patients 
 factors allow, and more than a million where they cancel to a hundredth.
 """
 
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 
 import numpy as np
 import torch
@@ -30,10 +30,10 @@ from client.memory import give_back_freed_memory
 from client.training.batch import PatientBatch
 from client.training.chunks import Chunk, chunks_of_patients, patients_beyond
 from client.training.engine import Precision, clipping_factors, gives_zeros
+from client.training.lane import Lane, Located, twins
 from client.training.layer_rules import RULES, refuse_unknown_options
 from client.training.module_check import refuse_unfit_module, trainable_layers
 from client.training.per_patient import Instantiated, PerPatientGradients
-from client.training.recorder import Recorder
 from client.training.self_check import (
     CHECKED_RECORDS,
     TOLERANCE,
@@ -46,8 +46,7 @@ from client.training.self_check import (
     made_up_weights,
     refuse_unfit_loss,
 )
-from client.training.stack import StackPass, is_stack
-from client.training.steady import restore_linear_layers, steady_linear_layers
+from client.training.threads import Workers
 from common.errors import ConfigurationError
 
 LARGE_DIMENSION = 1 << 20
@@ -55,10 +54,13 @@ LARGEST_CHUNK = 256
 USUAL_CHUNK = 64
 CHUNK_OVERHEAD = 32  # what a chunk costs besides its rows, in rows of a small network
 SMALLEST_CHUNK = 16  # unless the memory below does not suffice
-CHUNK_BYTES = {"cpu": 128 << 20, "cuda": 2 << 30}  # of activations and gradients per record
+CHUNK_BYTES = {"cpu": 128 << 20, "cuda": 2 << 30}  # of activations and gradients per record, of all lanes together
 CACHED_BYTES = 8 << 20  # a chunk of more records than the smallest is not larger than this: it would be no faster
+MOST_LANES = 4  # with more, a layer's sum is read and written too often
+LANE_BYTES = 1 << 20  # a chunk of less is not worth a thread of its own
 
-Located = tuple[Sequence[int], PerPatientGradients]  # with the places of the parameters it belongs to
+Weighted = tuple[PerPatientGradients, torch.Tensor]  # with the patients' factors
+Layer = tuple[tuple[int, ...], list[Weighted]]  # what all chunks gave for neighbouring parameters, with their places
 
 
 class BookkeepingEngine:
@@ -66,6 +68,7 @@ class BookkeepingEngine:
 
     Attributes:
         device: Where it computes.
+        lanes: How many chunks go side by side, each in a thread; on a GPU one.
         chunk_records: Rows of a chunk, a power of two.
     """
 
@@ -103,41 +106,43 @@ class BookkeepingEngine:
         if chunk_records is not None and (chunk_records < 1 or chunk_records & (chunk_records - 1)):
             raise ValueError(f"chunk_records is a power of two, not {chunk_records}")
         refuse_unfit_module(module, supported=frozenset(RULES))
-        layers = trainable_layers(module)
-        for name, layer in layers.items():
+        for name, layer in trainable_layers(module).items():
             refuse_unknown_options(name, layer)
         refuse_unfit_loss(loss, classes=classes)
         keep_full_precision()
         self.device = choose_device(device)
         self._inputs = inputs
         self._classes = classes
-        self._loss = loss
         self._precision = precision
         self._type = torch.float64 if precision == "float64" else torch.float32
-        self._module = module.to(self.device, self._type).eval()
-        self._parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        module = module.to(self.device, self._type).eval()
+        most = min(MOST_LANES, torch.get_num_threads()) if self.device.type == "cpu" else 1
+        others = twins(module, most - 1)
+
+        def lane(own: nn.Module) -> Lane:
+            return Lane(own, inputs=inputs, device=self.device, precision=precision, loss=loss)
+
+        self._lanes = [lane(module)]
+        self._parameters = self._lanes[0].parameters
         self._sizes = [parameter.numel() for parameter in self._parameters]
         self._dimension = sum(self._sizes)
-        places = {id(parameter): place for place, parameter in enumerate(self._parameters)}
-        self._recorder = Recorder(layers)
-        steady_linear_layers(module)
-        plain = is_stack(module) and len(inputs) == 1 and precision != "bfloat16"
-        self._stack = StackPass(module, self._recorder.trained) if plain else None
-        self._places = {
-            layer: [places[id(getattr(layer, name))] for name in names]
-            for layer, names in self._recorder.trained.items()
-        }
         own = torch.cat([parameter.detach().reshape(-1) for parameter in self._parameters]).float().cpu().numpy()
         try:
             self._load(made_up_weights([tuple(parameter.shape) for parameter in self._parameters]))
-            self._resize(chunk_records or _chunk_size(self._records_that_fit(), expected_records))
+            each = self._bytes_of_a_record()
+            self.lanes, self.chunk_records = _layout(
+                each, expected_records, chunk_records, 1 + len(others), self.device.type
+            )
+            self._lanes += [lane(other) for other in others[: self.lanes - 1]]
+            for made in self._lanes:
+                made.resize(self.chunk_records)
             self._check_against_autograd(own)
             self._load(own)
         except BaseException:
-            self._recorder.release()
-            restore_linear_layers(module)
+            self._lanes[0].release()
             self._load(own)
             raise
+        self._workers = Workers(self.lanes)
 
     def clipped_sum(
         self, parameters: NDArray[np.float32], batch: PatientBatch, *, clipping_norm: float
@@ -154,77 +159,37 @@ class BookkeepingEngine:
             return np.zeros(self._dimension)
         self._load(parameters)
         flat, total = self._zeros()
-        for chunk in chunks_of_patients(batch, capacity=self.chunk_records):
-            self._add_clipped(chunk, total, clipping_norm=clipping_norm)
+        self._add(chunks_of_patients(batch, capacity=self.chunk_records), total, clipping_norm=clipping_norm)
         for pieces in patients_beyond(batch, capacity=self.chunk_records):
             alone, parts = self._zeros()
-            for piece in pieces:
-                self._add_mean(piece, parts)
+            self._add(pieces, parts, clipping_norm=None)
             norm = torch.linalg.vector_norm(alone).cpu().numpy()
             factor = float(clipping_factors(norm, clipping_norm=clipping_norm))
             if factor:
                 flat.add_(alone, alpha=factor)
         return np.asarray(flat.cpu().numpy())
 
-    def _add_clipped(self, chunk: Chunk, total: Sequence[torch.Tensor], *, clipping_norm: float) -> None:
-        found = self._gradients(chunk)
-        if not found:  # the loss depends on no parameter
-            return
-        factors = clipping_factors(self._norms_of_sound_patients(found), clipping_norm=clipping_norm)
-        if self._dimension >= LARGE_DIMENSION:
-            give_back_freed_memory()  # the total, which is as large again, is written only now
-        _add(found, torch.from_numpy(factors).to(self.device), total)
+    def _add(self, chunks: Iterable[Chunk], total: Sequence[torch.Tensor], *, clipping_norm: float | None) -> None:
+        """Add the sum over all patients of chunks, each clipped, or as they are without a clipping norm."""
 
-    def _norms_of_sound_patients(self, found: Sequence[Located]) -> NDArray[np.float64]:
-        """Norm of each patient, shape (P,); one that is not finite is silenced, since 0 x NaN would be NaN."""
-        norms = torch.stack([part.squared_norms() for _, part in found]).sum(0).sqrt_().cpu().numpy()
-        broken = ~np.isfinite(norms)
-        if broken.any():
-            for _, part in found:
-                part.silence(torch.from_numpy(broken).to(self.device))
-        return np.asarray(norms)
+        def weighted(lane: Lane, chunk: Chunk) -> tuple[list[Located], torch.Tensor]:
+            if clipping_norm is None:
+                return lane.gradients(chunk), torch.ones(chunk.patients, dtype=torch.float64, device=self.device)
+            found, norms = lane.measured(chunk)
+            return found, torch.from_numpy(clipping_factors(norms, clipping_norm=clipping_norm)).to(self.device)
 
-    def _add_mean(self, piece: Chunk, total: Sequence[torch.Tensor]) -> None:
-        found = self._gradients(piece)
-        _add(found, torch.ones(piece.patients, dtype=torch.float64, device=self.device), total)
-
-    def _gradients(self, chunk: Chunk) -> list[Located]:
-        """What each layer gives for the patients of a chunk, with the places of its parameters."""
-        rows = len(chunk.labels)
-        for buffer, values in (
-            (self._records, chunk.features),
-            (self._labels, chunk.labels),
-            (self._shares, chunk.shares),
-        ):
-            buffer[:rows] = values
-            buffer[rows:] = 0
-        records, labels, shares = (
-            torch.from_numpy(buffer).to(self.device) for buffer in (self._records, self._labels, self._shares)
-        )
-        if self._stack is not None:
-            by_layer = self._stack.run(
-                records, lambda logits: self._loss(logits, labels), patients=chunk.patients, shares=shares
-            )
-        else:
-            by_layer = self._recorder.run(
-                lambda: self._losses(records, labels), records=len(records), patients=chunk.patients, shares=shares
-            )
-        found: list[Located] = []
-        for layer, parts in by_layer.items():
-            places = iter(self._places[layer])
-            found.extend([([next(places) for _ in range(part.parameters)], part) for part in parts])
-        return found
-
-    def _losses(self, records: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        with torch.autocast(self.device.type, torch.bfloat16) if self._precision == "bfloat16" else nullcontext():
-            logits = self._module(records)
-        return self._loss(logits.to(self._type), labels)
+        for wave in _waves(chunks, len(self._lanes)):
+            layers = _by_layer(self._workers.map(weighted, self._lanes, wave))
+            layers.sort(key=lambda layer: sum(self._sizes[place] for place in layer[0]), reverse=True)
+            if self._dimension >= LARGE_DIMENSION:
+                give_back_freed_memory()  # the total, which is as large again, is written only now
+            self._workers.map(lambda layer: _add_parts(layer[1], [total[place] for place in layer[0]]), layers)
 
     def _load(self, parameters: NDArray[np.float32]) -> None:
         vector = torch.from_numpy(parameters) if parameters.flags.writeable else torch.tensor(parameters)
         pieces = vector.to(self.device, self._type).split_with_sizes(self._sizes)
-        for parameter, piece in zip(self._parameters, pieces, strict=True):
-            parameter.data = piece.view_as(parameter)
+        for lane in self._lanes:
+            lane.load(pieces)
 
     def _zeros(self) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """A flat float64 vector of zeros, and views of it in the shapes of the parameters, rows first."""
@@ -232,44 +197,35 @@ class BookkeepingEngine:
         pieces = zip(self._parameters, flat.split_with_sizes(self._sizes), strict=True)
         return flat, [piece if own.dim() == 1 else piece.view(len(own), -1) for own, piece in pieces]
 
-    def _resize(self, records: int) -> None:
-        self.chunk_records = records
-        exact = np.float64 if self._type == torch.float64 else np.float32
-        self._records = np.zeros((records, *self._inputs), dtype=exact)
-        self._labels = np.zeros(records, dtype=np.int64)
-        self._shares = np.zeros(records)
-
-    def _made_up_chunk(self) -> Chunk:
+    def _made_up_chunk(self, records: int) -> Chunk:
         features, labels = made_up_records(inputs=self._inputs, classes=self._classes)
-        features, labels = features[: self.chunk_records], labels[: self.chunk_records]
-        return Chunk(features=features, labels=labels, shares=np.ones(len(labels)), patients=self.chunk_records)
+        features, labels = features[:records], labels[:records]
+        return Chunk(features=features, labels=labels, shares=np.ones(len(labels)), patients=records)
 
-    def _records_that_fit(self) -> int:
-        """The largest power of two whose activations and gradients per record stay below `CHUNK_BYTES`."""
-        self._resize(CHECKED_RECORDS)
+    def _bytes_of_a_record(self) -> int:
+        """Activations and gradients that a pass keeps for one record."""
+        lane = self._lanes[0]
+        lane.resize(CHECKED_RECORDS)
         sizes: dict[int, int] = {}
         with saved_tensors_hooks(lambda kept: sizes.update({kept.data_ptr(): kept.nbytes}) or kept, lambda kept: kept):
-            found = self._gradients(self._made_up_chunk())
-        for parameter in self._module.parameters():
+            found = lane.gradients(self._made_up_chunk(CHECKED_RECORDS))
+        for parameter in lane.module.parameters():
             sizes.pop(parameter.data_ptr(), None)
         instantiated = sum(part.size_bytes for _, part in found if isinstance(part, Instantiated))
-        each = max(1, (sum(sizes.values()) + instantiated) // CHECKED_RECORDS)
-        fitting = max(1, CHUNK_BYTES[self.device.type] // each)
-        fast = max(SMALLEST_CHUNK, CACHED_BYTES // each) if self.device.type == "cpu" else fitting
-        return 1 << (min(LARGEST_CHUNK, fitting, fast).bit_length() - 1)
+        return max(1, (sum(sizes.values()) + instantiated) // CHECKED_RECORDS)
 
     def _check_against_autograd(self, own: NDArray[np.float32]) -> None:
         """Compare norms and sums with one record at a time, at made-up weights or, where these overflow, at its own."""
         made_up = made_up_weights([tuple(parameter.shape) for parameter in self._parameters])
-        chunk = self._made_up_chunk()
+        chunk = self._made_up_chunk(self.chunk_records)
         for weights in (made_up, own):
             self._load(weights)
-            found = self._gradients(chunk)
-            norms = self._norms_of_sound_patients(found)
             alone = [self._alone(chunk, record) for record in range(len(chunk.labels))]
             if all(_usable(gradients) for gradients in alone):
-                for record, gradients in enumerate(alone):
-                    self._compare(found, record, gradients, norm=float(norms[record]))
+                for lane in self._lanes:
+                    found, norms = lane.measured(chunk)
+                    for record, gradients in enumerate(alone):
+                        self._compare(found, record, gradients, norm=float(norms[record]))
                 return
         raise ConfigurationError(
             "neither made-up weights nor the module's own give finite gradients that are not all zero",
@@ -279,15 +235,16 @@ class BookkeepingEngine:
     def _alone(self, chunk: Chunk, record: int) -> list[torch.Tensor]:
         features = torch.tensor(chunk.features[record : record + 1], device=self.device, dtype=self._type)
         labels = torch.tensor(chunk.labels[record : record + 1], device=self.device)
-        return autograd_gradients(lambda: self._losses(features, labels), self._parameters)
+        return autograd_gradients(lambda: self._lanes[0].losses(features, labels), self._parameters)
 
     def _compare(self, found: Sequence[Located], record: int, alone: Sequence[torch.Tensor], *, norm: float) -> None:
         tolerance = TOLERANCE_BFLOAT16 if self._precision == "bfloat16" else TOLERANCE
         one = torch.zeros(self.chunk_records, dtype=torch.float64, device=self.device)
         one[record] = 1.0
-        flat, parts = self._zeros()
-        _add(list(found), one, parts)
-        check_gradients(parts, alone, tolerance=tolerance)
+        flat, total = self._zeros()
+        for places, part in found:
+            part.add_weighted_sum(one, [total[place] for place in places])
+        check_gradients(total, alone, tolerance=tolerance)
         summed = float(torch.linalg.vector_norm(flat))
         if not summed * (1 - 1e-6) <= norm <= summed * (1 + TOLERANCE):
             raise ConfigurationError(
@@ -296,12 +253,47 @@ class BookkeepingEngine:
             )
 
 
-def _chunk_size(fitting: int, expected_records: int | None) -> int:
+def _layout(
+    each: int, expected_records: int | None, chunk_records: int | None, most_lanes: int, device: str
+) -> tuple[int, int]:
+    """How many lanes, and how many rows a chunk, for records of so many bytes: the most lanes if they pay, else one."""
+    for lanes in (most_lanes, 1):
+        rows = chunk_records or _chunk_size(_records_that_fit(each, lanes, device), expected_records, lanes)
+        idle = expected_records is not None and expected_records <= rows
+        if lanes == 1 or (rows * each >= LANE_BYTES and not idle):
+            break
+    return lanes, rows
+
+
+def _records_that_fit(each: int, lanes: int, device: str) -> int:
+    """The largest power of two whose activations and gradients per record stay below `CHUNK_BYTES`."""
+    fitting = max(1, CHUNK_BYTES[device] // each // lanes)
+    fast = max(SMALLEST_CHUNK, CACHED_BYTES // each) if device == "cpu" else fitting
+    return 1 << (min(LARGEST_CHUNK, fitting, fast).bit_length() - 1)
+
+
+def _chunk_size(fitting: int, expected_records: int | None, lanes: int) -> int:
     """The power of two, at most `fitting`, with the least work for the expected records; without them a middle one."""
     sizes = [1 << bits for bits in range(fitting.bit_length())]
     if expected_records is None:
         return min(fitting, USUAL_CHUNK)
-    return min(sizes, key=lambda size: (-(-max(1, expected_records) // size) * (size + CHUNK_OVERHEAD), -size))
+    return min(
+        sizes, key=lambda size: (-(-max(1, expected_records) // (size * lanes)) * (size + CHUNK_OVERHEAD), -size)
+    )
+
+
+def _by_layer(found: Sequence[tuple[list[Located], torch.Tensor]]) -> list[Layer]:
+    layers: dict[tuple[int, ...], list[Weighted]] = {}
+    for located, factors in found:
+        for places, part in located:
+            layers.setdefault(tuple(places), []).append((part, factors))
+    return list(layers.items())
+
+
+def _waves(chunks: Iterable[Chunk], size: int) -> Iterator[list[Chunk]]:
+    remaining = iter(chunks)
+    while wave := list(islice(remaining, size)):
+        yield wave
 
 
 def _usable(gradients: Sequence[torch.Tensor]) -> bool:
@@ -309,8 +301,9 @@ def _usable(gradients: Sequence[torch.Tensor]) -> bool:
     return finite and any(bool(part.any()) for part in gradients)
 
 
-def _add(found: list[Located], factors: torch.Tensor, total: Sequence[torch.Tensor]) -> None:
-    """Add what was found to the total; the list is used up, so that each part's memory is free after its turn."""
-    while found:
-        places, part = found.pop()
-        part.add_weighted_sum(factors, [total[place] for place in places])
+def _add_parts(parts: list[Weighted], totals: Sequence[torch.Tensor]) -> None:
+    """Add one layer's parts in order; the list is used up, so that each part's memory is free after its turn."""
+    parts.reverse()
+    while parts:
+        part, factors = parts.pop()
+        part.add_weighted_sum(factors, totals)

@@ -16,7 +16,6 @@ rows of a product by other kernels than the rest. Each product therefore has one
 classes, OpenBLAS 0.3.31, AVX-512), where without it every second shape had some that did not.
 """
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
@@ -29,6 +28,7 @@ from client.training.batch import PatientBatch
 from client.training.engine import clipping_factors, gives_zeros
 from common.model import dimension, softmax, split_parameters
 from common.plan import ModelSection
+from common.processors import usable_threads
 
 CHUNK_RECORDS = 512  # at most, of one record each: their float64 copy stays in the processor's cache
 CHUNK_VALUES = 1 << 19  # float64 values of gradients, or of records, held at once where patients have several
@@ -52,7 +52,7 @@ class ClosedFormEngine:
         self._model = model
         self._classes = classes
         self._dimension = dimension(model, classes)
-        self._threads = _usable_threads()
+        self._threads = usable_threads()
 
     def clipped_sum(
         self, parameters: NDArray[np.float32], batch: PatientBatch, *, clipping_norm: float
@@ -82,15 +82,6 @@ class ClosedFormEngine:
 
         total = _on_threads(sum_of, list(_chunks(batch, weight.size)), self._threads)
         return np.concatenate([total[:, :-1].ravel(), total[:, -1]])
-
-
-def _usable_threads() -> int:
-    """As many as numpy and torch use: what `OMP_NUM_THREADS` says, or the processors that this process may use."""
-    wanted = os.environ.get("OMP_NUM_THREADS", "")
-    if wanted.isdecimal() and int(wanted) > 0:
-        return int(wanted)
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity is not None else os.cpu_count() or 1
 
 
 def _on_threads(sum_of: Callable[[Sequence[_Rows]], _Sums], chunks: Sequence[_Rows], threads: int) -> _Sums:

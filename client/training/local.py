@@ -65,7 +65,9 @@ def local_training(
         if sampling_rate < 1:
             chosen = batch.select(sample(batch.patient_count, sampling_rate))
         total = engine.clipped_sum((start + change).astype(np.float32), chosen, clipping_norm=clipping_norm)
-        noise = draw_noise(grid.dimension, noise_multiplier * grid.sensitivity)
-        step = dequantise(quantise(total, grid) + noise, grid)
-        change -= learning_rate / (sampling_rate * nominal_patients) * step
+        units = quantise(total, grid)
+        units += draw_noise(grid.dimension, noise_multiplier * grid.sensitivity)
+        step = dequantise(units, grid)
+        step *= learning_rate / (sampling_rate * nominal_patients)
+        change -= step
     return change.astype(np.float32)

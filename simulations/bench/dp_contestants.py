@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from client.device import DeviceName
 from client.training.adapt import adapted
 from client.training.engine import choose_engine, choose_module_engine
+from client.training.threads import Workers
 from common.crypto.ring import choose_grid, dequantise, quantise
 from common.privacy.keystream_noise import keystream_gaussian
 from common.privacy.noise import poisson_sample
@@ -34,6 +35,7 @@ CLIPPING_NORM = 1.0
 NOISE_MULTIPLIER = 1.0
 
 _BLOCK = 1 << 16
+_WORTH_THREADS = 1 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,16 +79,27 @@ def fedward(
     parameters = flat_parameters(case.build())
     data = case.data()
 
+    workers = Workers(torch.get_num_threads() if len(parameters) >= _WORTH_THREADS else 1)
+    shares = np.array_split(np.arange(0, len(parameters), _BLOCK), workers.count)
+    streams = [torch.Generator() for _ in shares]
+    for stream in streams:
+        stream.seed()
+
     def step(batch: "PatientBatch") -> None:
         total = engine.clipped_sum(parameters, batch, clipping_norm=CLIPPING_NORM)
         if noise_multiplier and noise == "exact":
             total = _exactly_noised(total, case, noise_multiplier=noise_multiplier)
-        for start in range(0, len(total), _BLOCK):  # a block stays in the processor's cache through all of it
-            part, own = total[start : start + _BLOCK], parameters[start : start + _BLOCK]
-            if noise_multiplier and noise == "float":
-                part += torch.normal(0.0, noise_multiplier * CLIPPING_NORM, part.shape).numpy()
-            part *= LEARNING_RATE / case.batch
-            np.subtract(own, part, out=own, casting="same_kind")
+
+        def update(starts: NDArray[np.int64], stream: torch.Generator) -> None:
+            for start in starts.tolist():  # a block stays in the processor's cache through all of it
+                part, own = total[start : start + _BLOCK], parameters[start : start + _BLOCK]
+                if noise_multiplier and noise == "float":
+                    drawn = torch.empty(part.shape).normal_(0.0, noise_multiplier * CLIPPING_NORM, generator=stream)
+                    part += drawn.numpy()
+                part *= LEARNING_RATE / case.batch
+                np.subtract(own, part, out=own, casting="same_kind")
+
+        workers.map(update, shares, streams)
 
     def work() -> None:
         if not case.epoch:

@@ -8,19 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.privacy import keystream_noise
-from common.privacy.keystream_noise import (
-    BLOCKS,
-    SLACK,
-    accepted,
-    block_table,
-    keystream_gaussian,
-    lies_below_exp,
-)
+from common.privacy.block_table import BLOCKS, BlockTable, block_table
+from common.privacy.keystream_noise import SLACK, accepted, keystream_gaussian, lies_below_exp
 
 STDS = [1e-300, 0.3, 3.0, 7.999, 8.0, 8.5, 123_456.7, 2.0**40]
 
 
-def block_chances(table: keystream_noise.BlockTable) -> list[Fraction]:
+def block_chances(table: BlockTable) -> list[Fraction]:
     """The chance of each block, from the table alone."""
     chances = [Fraction(0)] * BLOCKS
     for column in range(BLOCKS):
@@ -143,5 +137,12 @@ def test_every_candidate_without_an_offset_is_accepted_but_negative_zeros() -> N
 
 def test_a_call_spans_chunks_without_repeating_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(keystream_noise, "CANDIDATES", 64)
+    drawn = keystream_gaussian(1000, 2.0**40)
+    assert len(set(drawn.tolist())) > 990
+
+
+def test_threads_draw_every_coordinate_and_each_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keystream_noise, "THREAD_COORDINATES", 300)
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
     drawn = keystream_gaussian(1000, 2.0**40)
     assert len(set(drawn.tolist())) > 990
