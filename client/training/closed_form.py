@@ -53,6 +53,7 @@ class ClosedFormEngine:
         self._classes = classes
         self._dimension = dimension(model, classes)
         self._threads = usable_threads()
+        self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="clipped-sum")  # starts them when needed
 
     def clipped_sum(
         self, parameters: NDArray[np.float32], batch: PatientBatch, *, clipping_norm: float
@@ -80,19 +81,19 @@ class ClosedFormEngine:
                     total += _sum_of_means(features, labels, weight, clipping_norm)
             return total
 
-        total = _on_threads(sum_of, list(_chunks(batch, weight.size)), self._threads)
+        total = self._on_threads(sum_of, list(_chunks(batch, weight.size)))
         return np.concatenate([total[:, :-1].ravel(), total[:, -1]])
 
-
-def _on_threads(sum_of: Callable[[Sequence[_Rows]], _Sums], chunks: Sequence[_Rows], threads: int) -> _Sums:
-    """The sum over all chunks: by one thread, or by several with neighbouring chunks each, added in their order."""
-    threads = max(1, min(threads, len(chunks) // CHUNKS_PER_THREAD))
-    if threads == 1:
-        return sum_of(chunks)
-    bounds = [len(chunks) * part // threads for part in range(threads + 1)]
-    with ThreadPoolExecutor(threads) as pool:
-        sums = list(pool.map(sum_of, [chunks[start:stop] for start, stop in pairwise(bounds)]))
-    return np.asarray(np.sum(sums, axis=0))
+    def _on_threads(self, sum_of: Callable[[Sequence[_Rows]], _Sums], chunks: Sequence[_Rows]) -> _Sums:
+        """The sum over all chunks: by one thread, or by several with neighbouring chunks each, added in their order."""
+        threads = max(1, min(self._threads, len(chunks) // CHUNKS_PER_THREAD))
+        if threads == 1:
+            return sum_of(chunks)
+        bounds = [len(chunks) * part // threads for part in range(threads + 1)]
+        parts = [chunks[start:stop] for start, stop in pairwise(bounds)]
+        others = [self._pool.submit(sum_of, part) for part in parts[1:]]
+        sums = [sum_of(parts[0]), *(other.result() for other in others)]
+        return np.asarray(np.sum(sums, axis=0))
 
 
 def _chunks(batch: PatientBatch, gradient_values: int) -> Iterator[_Rows]:
@@ -128,15 +129,15 @@ def _sum_of_outer_products(
 ) -> NDArray[np.float64]:
     """For patients of one record: features (n, width), labels (n,) and weight to (classes, width + 1)."""
     count, step = len(features), _product_rows(weight.size)
-    products = [slice(start, start + step) for start in range(0, count, step)]
-    records = np.empty((len(products) * step, features.shape[1] + 1))
+    products = -(-count // step)
+    records = np.empty((products * step, features.shape[1] + 1))
     records[:count, :-1] = features
     records[:count, -1] = 1.0
     records[count:] = 0.0
     columns = np.ascontiguousarray(weight.T)
     logits = np.empty((len(records), len(weight)))
-    for rows in products:
-        np.matmul(records[rows], columns, out=logits[rows])
+    stacked = records.reshape(products, step, -1)
+    np.matmul(stacked, columns, out=logits.reshape(products, step, -1))
     residuals = np.ascontiguousarray(logits.T)  # what is done for each record now runs along memory
     residuals -= residuals.max(axis=0)
     np.exp(residuals, out=residuals)
@@ -144,10 +145,8 @@ def _sum_of_outer_products(
     residuals[labels, np.arange(count)] -= 1.0
     norms = np.sqrt(np.vecdot(records, records)) * np.sqrt(np.square(residuals).sum(axis=0))
     residuals *= clipping_factors(norms, clipping_norm=clipping_norm)
-    total = np.zeros_like(weight)
-    for rows in products:
-        total += residuals[:, rows] @ records[rows]  # rows of zeros add nothing
-    return total
+    sums = residuals.reshape(len(weight), products, step).swapaxes(0, 1) @ stacked  # rows of zeros add nothing
+    return np.asarray(sums.sum(axis=0))
 
 
 def _sum_of_means(

@@ -26,6 +26,7 @@ from simulations.bench.dp_cases import CASES, Case
 from simulations.bench.dp_contestants import CLIPPING_NORM, CONTESTANTS, contestants_of, engine_for, flat_parameters
 
 LEAST_SECONDS = 0.03  # of one measurement: short work is done several times
+IDLE_S = 0.05  # before each: OpenMP's threads stay busy for a while after the contestant that used them
 
 
 def timings(case: Case, repeats: int) -> dict[str, list[float]]:
@@ -35,6 +36,7 @@ def timings(case: Case, repeats: int) -> dict[str, list[float]]:
     seconds: dict[str, list[float]] = {name: [] for name in works}
     for _ in range(repeats):
         for name, work in works.items():
+            time.sleep(IDLE_S)
             seconds[name].append(_seconds(work, counts[name]))
     return seconds
 
