@@ -26,17 +26,16 @@ from simulations.bench.dp_cases import CASES, Case
 from simulations.bench.dp_contestants import CLIPPING_NORM, CONTESTANTS, contestants_of, engine_for, flat_parameters
 
 LEAST_SECONDS = 0.03  # of one measurement: short work is done several times
-IDLE_S = 0.05  # before each: OpenMP's threads stay busy for a while after the contestant that used them
 
 
 def timings(case: Case, repeats: int) -> dict[str, list[float]]:
-    """Seconds of one piece of work, `repeats` times for each contestant, in turn."""
+    """Seconds of one piece of work, `repeats` times for each contestant, in turn, each time after one unmeasured."""
     works = {name: CONTESTANTS[name](case).work for name in contestants_of(case)}
     counts = {name: _how_often(work) for name, work in works.items()}
     seconds: dict[str, list[float]] = {name: [] for name in works}
     for _ in range(repeats):
         for name, work in works.items():
-            time.sleep(IDLE_S)
+            work()  # the one before has left its threads busy and the caches full
             seconds[name].append(_seconds(work, counts[name]))
     return seconds
 
