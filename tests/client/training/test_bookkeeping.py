@@ -252,21 +252,26 @@ def test_among_thousands_one_patient_moves_the_sum_by_the_clipping_norm_at_most(
         assert moved <= 1.0
 
 
-@pytest.mark.parametrize("width", [5, 7, 10, 30, 61, 251])
-def test_a_record_gives_the_same_bits_in_every_row_of_a_chunk(width):
+def assert_a_record_has_the_same_bits_everywhere(width, *, copies):
+    """A patient's record alone, and as that of so many patients."""
     torch.manual_seed(0)
     module = nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, 7), nn.Tanh(), nn.Linear(7, 3))
     engine = BookkeepingEngine(module, inputs=(width,), classes=3, device="cpu", chunk_records=16)
     parameters = hostile_parameters(flat(module).size) / 1e3
     record = patients_of([1], (width,))
     same = PatientBatch(
-        features=np.repeat(record.features, 16, axis=0),
-        labels=np.repeat(record.labels, 16),
-        patients=np.arange(16),
+        features=np.repeat(record.features, copies, axis=0),
+        labels=np.repeat(record.labels, copies),
+        patients=np.arange(copies),
         classes=3,
     )
     alone = engine.clipped_sum(parameters, record, clipping_norm=1e9)
-    np.testing.assert_allclose(engine.clipped_sum(parameters, same, clipping_norm=1e9), 16 * alone, rtol=1e-14)
+    np.testing.assert_allclose(engine.clipped_sum(parameters, same, clipping_norm=1e9), copies * alone, rtol=1e-14)
+
+
+@pytest.mark.parametrize("width", [5, 7, 10, 30, 61, 251])
+def test_a_record_gives_the_same_bits_in_every_row_of_a_chunk(width):
+    assert_a_record_has_the_same_bits_everywhere(width, copies=16)
 
 
 def test_a_patients_missing_records_are_filled_up_with_nothing_that_counts():

@@ -10,13 +10,19 @@ import torch
 from torch import nn
 
 from client.training import bookkeeping
-from client.training.batch import PatientBatch
 from client.training.bookkeeping import BookkeepingEngine
 from client.training.lane import twins
 from client.training.threads import Workers
 from common.model import build_module
 from common.plan import ModelSection
-from tests.client.training.test_bookkeeping import MODULES, flat, hostile_parameters, patients_of, randomised
+from tests.client.training.test_bookkeeping import (
+    MODULES,
+    assert_a_record_has_the_same_bits_everywhere,
+    flat,
+    hostile_parameters,
+    patients_of,
+    randomised,
+)
 from tests.contracts.clipped_sum import ClippedSumContract, module_by_the_loop
 
 LANES = 3
@@ -103,19 +109,7 @@ def test_one_patient_who_leaves_moves_the_sum_by_the_clipping_norm_at_most_thoug
 
 @pytest.mark.parametrize("width", [5, 10, 61])
 def test_a_record_gives_the_same_bits_in_every_lane(width):
-    torch.manual_seed(0)
-    module = nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, 7), nn.Tanh(), nn.Linear(7, 3))
-    engine = BookkeepingEngine(module, inputs=(width,), classes=3, device="cpu", chunk_records=16)
-    parameters = hostile_parameters(flat(module).size) / 1e3
-    record = patients_of([1], (width,))
-    same = PatientBatch(
-        features=np.repeat(record.features, 64, axis=0),
-        labels=np.repeat(record.labels, 64),
-        patients=np.arange(64),
-        classes=3,
-    )
-    alone = engine.clipped_sum(parameters, record, clipping_norm=1e9)
-    np.testing.assert_allclose(engine.clipped_sum(parameters, same, clipping_norm=1e9), 64 * alone, rtol=1e-14)
+    assert_a_record_has_the_same_bits_everywhere(width, copies=64)
 
 
 def test_whichever_lane_ends_first_the_sum_is_the_same_up_to_the_rounding_of_its_float64_sums():
