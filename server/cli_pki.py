@@ -33,7 +33,15 @@ def renew(
     from server.actlog import ActLog
     from server.certificates import place_own
     from server.moments import time_text, utc_now
-    from server.pki import TlsFiles, host_of, loopback_files, read_certificate, renew_server, server_files
+    from server.pki import (
+        TlsFiles,
+        check_in_force,
+        host_of,
+        loopback_files,
+        read_certificate,
+        renew_server,
+        server_files,
+    )
 
     (opened, passphrase), now = open_home_with_passphrase(home), utc_now()
     log = ActLog.open(home)
@@ -44,6 +52,9 @@ def renew(
         given = TlsFiles(authority=ca, certificate=certificate, key=key)
         place_own(opened.pki, given, address=opened.settings.address, passphrase=passphrase, now=now)
     else:
+        authority = server_files(opened.pki).authority
+        if authority.exists():
+            check_in_force(authority, now)
         hosts = [host_of(opened.settings.address)]
         log.append("renew", actor=person(), subject="authority", detail={"new_key": int(new_key)})
         renew_server(opened.pki, hosts=hosts, passphrase=passphrase, now=now, new_key=new_key)

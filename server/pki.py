@@ -96,10 +96,9 @@ def renew_server(
     """Issue the server certificate anew; with the old key a crash leaves the old pair or the new one.
 
     Raises:
-        ConfigurationError: If there is no authority's key here, or it is not valid now.
-        TrustError: If the passphrase does not open it.
+        ConfigurationError: If there is no authority's key here. TrustError: If the passphrase does not open it.
     """
-    authority, key = _open_authority(pki, passphrase, prefix, now)
+    authority, key = _open_authority(pki, passphrase, prefix)
     server_key = None
     if not new_key:
         server_key = _read_private(pki / f"{prefix}server.key")
@@ -115,11 +114,10 @@ def issue_client(pki: Path, *, name: str, request: bytes | None, passphrase: byt
         request: PEM of a certificate request; without one a key is made here, and its PEM is the second result.
 
     Raises:
-        ConfigurationError: If the request is malformed, or of a weak key, or there is no authority's key here that is
-            valid now.
+        ConfigurationError: If the request is malformed, or of a weak key, or there is no authority's key here.
         TrustError: If the passphrase is wrong.
     """
-    authority, key = _open_authority(pki, passphrase, "", now)
+    authority, key = _open_authority(pki, passphrase, "")
     own = ec.generate_private_key(ec.SECP256R1()) if request is None else None
     public = own.public_key() if own is not None else _requested_key(request or b"")
     certificate = (
@@ -197,18 +195,14 @@ def _issue_server(
     return certificate
 
 
-def _open_authority(
-    pki: Path, passphrase: bytes, prefix: str, now: datetime
-) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
+def _open_authority(pki: Path, passphrase: bytes, prefix: str) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
     path = pki / f"{prefix}ca.key"
     if not path.exists():
         raise ConfigurationError(
             f"{path}: this coordinator has no authority of its own: its certificates come from elsewhere",
             hint="have them issued there and put them in place with: fedward server renew --certificate … --key …",
         )
-    authority = pki / f"{prefix}ca.crt"
-    check_in_force(authority, now)
-    return read_certificate(authority), _read_private(path, passphrase)
+    return read_certificate(pki / f"{prefix}ca.crt"), _read_private(path, passphrase)
 
 
 def _read_private(path: Path, passphrase: bytes | None = None) -> ec.EllipticCurvePrivateKey:
