@@ -33,7 +33,7 @@ from client.training.engine import Precision, clipping_factors, gives_zeros
 from client.training.lane import Lane, Located, twins
 from client.training.layer_rules import RULES, refuse_unknown_options
 from client.training.module_check import refuse_unfit_module, trainable_layers
-from client.training.per_patient import Instantiated, PerPatientGradients
+from client.training.per_patient import Instantiated
 from client.training.self_check import (
     CHECKED_RECORDS,
     TOLERANCE,
@@ -59,8 +59,7 @@ CACHED_BYTES = 8 << 20  # a chunk of more records than the smallest is not large
 MOST_LANES = 4  # with more, a layer's sum is read and written too often
 LANE_BYTES = 1 << 20  # a chunk of less is not worth a thread of its own
 
-Weighted = tuple[PerPatientGradients, torch.Tensor]  # with the patients' factors
-Layer = tuple[tuple[int, ...], list[Weighted]]  # what all chunks gave for neighbouring parameters, with their places
+Weighted = tuple[Located, torch.Tensor]  # with the patients' factors
 
 
 class BookkeepingEngine:
@@ -180,10 +179,10 @@ class BookkeepingEngine:
 
         for wave in _waves(chunks, len(self._lanes)):
             layers = _by_layer(self._workers.map(weighted, self._lanes, wave))
-            layers.sort(key=lambda layer: sum(self._sizes[place] for place in layer[0]), reverse=True)
+            layers.sort(key=lambda parts: -sum(self._sizes[place] for some, _ in parts for place in some.places))
             if self._dimension >= LARGE_DIMENSION:
                 give_back_freed_memory()  # the total, which is as large again, is written only now
-            self._workers.map(lambda layer: _add_parts(layer[1], [total[place] for place in layer[0]]), layers)
+            self._workers.map(lambda parts: _add_parts(parts, total), layers)
 
     def _load(self, parameters: NDArray[np.float32]) -> None:
         vector = torch.from_numpy(parameters) if parameters.flags.writeable else torch.tensor(parameters)
@@ -211,7 +210,7 @@ class BookkeepingEngine:
             found = lane.gradients(self._made_up_chunk(CHECKED_RECORDS))
         for parameter in lane.module.parameters():
             sizes.pop(parameter.data_ptr(), None)
-        instantiated = sum(part.size_bytes for _, part in found if isinstance(part, Instantiated))
+        instantiated = sum(some.part.size_bytes for some in found if isinstance(some.part, Instantiated))
         return max(1, (sum(sizes.values()) + instantiated) // CHECKED_RECORDS)
 
     def _check_against_autograd(self, own: NDArray[np.float32]) -> None:
@@ -242,8 +241,7 @@ class BookkeepingEngine:
         one = torch.zeros(self.chunk_records, dtype=torch.float64, device=self.device)
         one[record] = 1.0
         flat, total = self._zeros()
-        for places, part in found:
-            part.add_weighted_sum(one, [total[place] for place in places])
+        _add_parts([(some, one) for some in found], total)
         check_gradients(total, alone, tolerance=tolerance)
         summed = float(torch.linalg.vector_norm(flat))
         if not summed * (1 - 1e-6) <= norm <= summed * (1 + TOLERANCE):
@@ -282,12 +280,13 @@ def _chunk_size(fitting: int, expected_records: int | None, lanes: int) -> int:
     )
 
 
-def _by_layer(found: Sequence[tuple[list[Located], torch.Tensor]]) -> list[Layer]:
-    layers: dict[tuple[int, ...], list[Weighted]] = {}
+def _by_layer(found: Sequence[tuple[list[Located], torch.Tensor]]) -> list[list[Weighted]]:
+    """What all chunks gave, layer by layer: what two threads add at once never belongs to the same parameter."""
+    layers: dict[int, list[Weighted]] = {}
     for located, factors in found:
-        for places, part in located:
-            layers.setdefault(tuple(places), []).append((part, factors))
-    return list(layers.items())
+        for some in located:
+            layers.setdefault(some.layer, []).append((some, factors))
+    return list(layers.values())
 
 
 def _waves(chunks: Iterable[Chunk], size: int) -> Iterator[list[Chunk]]:
@@ -301,9 +300,9 @@ def _usable(gradients: Sequence[torch.Tensor]) -> bool:
     return finite and any(bool(part.any()) for part in gradients)
 
 
-def _add_parts(parts: list[Weighted], totals: Sequence[torch.Tensor]) -> None:
-    """Add one layer's parts in order; the list is used up, so that each part's memory is free after its turn."""
+def _add_parts(parts: list[Weighted], total: Sequence[torch.Tensor]) -> None:
+    """Add parts in order; the list is used up, so that each part's memory is free after its turn."""
     parts.reverse()
     while parts:
-        part, factors = parts.pop()
-        part.add_weighted_sum(factors, totals)
+        some, factors = parts.pop()
+        some.part.add_weighted_sum(factors, [total[place] for place in some.places])

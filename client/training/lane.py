@@ -6,7 +6,7 @@ Several lanes go side by side, one in a thread. They share the weights, and noth
 import copy
 from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 import torch
@@ -22,7 +22,20 @@ from client.training.self_check import RecordLoss
 from client.training.stack import StackPass, is_stack
 from client.training.steady import restore_linear_layers, steady_linear_layers
 
-Located = tuple[Sequence[int], PerPatientGradients]  # with the places of the parameters it belongs to
+
+class Located(NamedTuple):
+    """What a layer gives in some of its parameters.
+
+    Attributes:
+        layer: Number of the layer. One that forms several parts of a chunk may form one of the next.
+        places: Of the parameters, in the order of the module.
+        part: The gradients.
+    """
+
+    layer: int
+    places: Sequence[int]
+    part: PerPatientGradients
+
 
 _STATELESS: Final = frozenset({"torch", "torchvision", "client"})  # packages whose layers keep nothing between calls
 
@@ -58,8 +71,8 @@ class Lane:
         self._stack = StackPass(module, self._recorder.trained) if plain else None
         places = {id(parameter): place for place, parameter in enumerate(self.parameters)}
         self._places = {
-            layer: [places[id(getattr(layer, name))] for name in names]
-            for layer, names in self._recorder.trained.items()
+            layer: (number, [places[id(getattr(layer, name))] for name in names])
+            for number, (layer, names) in enumerate(self._recorder.trained.items())
         }
 
     def release(self) -> None:
@@ -87,11 +100,11 @@ class Lane:
         found = self.gradients(chunk)
         if not found:
             return found, np.zeros(chunk.patients)
-        norms = torch.stack([part.squared_norms() for _, part in found]).sum(0).sqrt_().cpu().numpy()
+        norms = torch.stack([some.part.squared_norms() for some in found]).sum(0).sqrt_().cpu().numpy()
         broken = ~np.isfinite(norms)
         if broken.any():
-            for _, part in found:
-                part.silence(torch.from_numpy(broken).to(self._device))
+            for some in found:
+                some.part.silence(torch.from_numpy(broken).to(self._device))
         return found, np.asarray(norms)
 
     def gradients(self, chunk: Chunk) -> list[Located]:
@@ -117,8 +130,9 @@ class Lane:
             )
         found: list[Located] = []
         for layer, parts in by_layer.items():
-            places = iter(self._places[layer])
-            found.extend([([next(places) for _ in range(part.parameters)], part) for part in parts])
+            number, own = self._places[layer]
+            places = iter(own)
+            found.extend([Located(number, [next(places) for _ in range(part.parameters)], part) for part in parts])
         return found
 
     def losses(self, records: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 import copy
 import threading
+import time
 from collections.abc import Iterator
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import nn
 from client.training import bookkeeping
 from client.training.bookkeeping import BookkeepingEngine
 from client.training.lane import twins
+from client.training.per_patient import EmbeddingRows, Instantiated, OuterProducts, RankOne
 from client.training.threads import Workers
 from common.model import build_module
 from common.plan import ModelSection
@@ -85,6 +87,36 @@ def test_every_layer_agrees_with_one_record_at_a_time_in_lanes(name):
         found = engine.clipped_sum(parameters, batch, clipping_norm=clipping_norm)
         expected = module_by_the_loop(oracle, batch, clipping_norm=clipping_norm)
         assert np.linalg.norm(found - expected) <= 1e-4 * np.linalg.norm(expected)
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
+@pytest.mark.parametrize("name", MODULES)
+def test_no_two_threads_add_to_one_parameter_at_once(name, monkeypatch):
+    """Also where a layer forms one part of the patients with one record, and two of those with several."""
+    written: list[int] = []
+    lock = threading.Lock()
+
+    def slow(plain):
+        def add(part, factors, totals):
+            own = [total.data_ptr() for total in totals]
+            with lock:
+                assert not set(own) & set(written), f"two threads write to a parameter of {name!r}"
+                written.extend(own)
+            time.sleep(0.002)
+            plain(part, factors, totals)
+            with lock:
+                for address in own:
+                    written.remove(address)
+
+        return add
+
+    make, inputs = MODULES[name]
+    module = randomised(make)
+    engine = BookkeepingEngine(module, inputs=inputs, classes=3, device="cpu", chunk_records=4)
+    batch = patients_of([1, 1, 1, 1, 4, 2, 3], inputs)
+    for form in (Instantiated, RankOne, OuterProducts, EmbeddingRows):
+        monkeypatch.setattr(form, "add_weighted_sum", slow(form.add_weighted_sum))
+    engine.clipped_sum(flat(module), batch, clipping_norm=0.5)
 
 
 @pytest.mark.parametrize(
