@@ -25,7 +25,7 @@ from simulations.bench.deployment_memory import forget_peak, memory_of
 
 TRIVIAL_BYTES: Final = 1024
 UPDATE_BYTES: Final = 44_000_000
-SUM_BYTES: Final = 11_000_000
+SUM_BYTES: Final = 44_000_000
 JOB_TIMEOUT_S: Final = 900.0
 
 Progress = Callable[[str], None]
