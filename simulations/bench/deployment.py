@@ -21,7 +21,6 @@ from simulations.bench.deployment_federation import (
     measure_many,
 )
 from simulations.bench.deployment_transport import (
-    SUM_BYTES,
     UPDATE_BYTES,
     Exchanges,
     Progress,
@@ -135,8 +134,8 @@ def update_rows(found: Updates) -> list[BenchRow]:
 def sum_rows(found: Sums) -> list[BenchRow]:
     """The coordinator's memory must not depend on how many sites it sums."""
     few, many = found.peak_bytes
-    title = f"ServerApp, {SUM_BYTES / MEGABYTE:g} MB updates"
-    superlink = f"SuperLink, {SUM_BYTES / MEGABYTE:g} MB updates of {MANY_SITES} sites: peak RSS"
+    title = f"ServerApp, {UPDATE_BYTES / MEGABYTE:g} MB updates"
+    superlink = f"SuperLink, {UPDATE_BYTES / MEGABYTE:g} MB updates of {MANY_SITES} sites: peak RSS"
     return [
         _flat(title, few, many, few_sites=FEW_SITES, many_sites=MANY_SITES),
         _row(superlink, found.superlink_bytes / MEGABYTE, "MB", SUPERLINK_SOFT_MB, soft=True),

@@ -25,7 +25,6 @@ from simulations.bench.deployment_memory import forget_peak, memory_of
 
 TRIVIAL_BYTES: Final = 1024
 UPDATE_BYTES: Final = 44_000_000
-SUM_BYTES: Final = 44_000_000
 JOB_TIMEOUT_S: Final = 900.0
 
 Progress = Callable[[str], None]
@@ -106,7 +105,7 @@ def measure_updates(rounds: int, progress: Progress, *, sites: int = 4, size_byt
             )
 
 
-def measure_sums(few: int, many: int, progress: Progress, *, size_bytes: int = SUM_BYTES) -> Sums:
+def measure_sums(few: int, many: int, progress: Progress, *, size_bytes: int = UPDATE_BYTES) -> Sums:
     """The ServerApp's memory while it sums the updates of few sites, then of many, in one run."""
     progress(f"sums: {size_bytes / 1e6:g} MB updates of {few} sites, then of {many}")
     with ground() as place:

@@ -75,7 +75,7 @@ class TestCnnInLanesInDouble(LaneContract):
     tolerance = 1e-6
 
 
-@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")  # torch says that it copies: meant here
 @pytest.mark.parametrize("name", MODULES)
 def test_every_layer_agrees_with_one_record_at_a_time_in_lanes(name):
     make, inputs = MODULES[name]
@@ -89,7 +89,7 @@ def test_every_layer_agrees_with_one_record_at_a_time_in_lanes(name):
         assert np.linalg.norm(found - expected) <= 1e-4 * np.linalg.norm(expected)
 
 
-@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")  # torch says that it copies: meant here
 @pytest.mark.parametrize("name", MODULES)
 def test_no_two_threads_add_to_one_parameter_at_once(name, monkeypatch):
     """Also where a layer forms one part of the patients with one record, and two of those with several."""
