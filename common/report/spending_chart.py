@@ -32,14 +32,14 @@ def spending_chart(name: str, curve: Sequence[Mapping[str, Any]], limits: Mappin
     axes.set_xlabel("answers charged", color=MUTED)
     axes.xaxis.set_major_locator(ticks(6, integer=True))
     axes.yaxis.set_major_locator(ticks(5))
-    for view, colour, label, side in (
-        ("epsilon", TRUSTED, "limit of ε", "top"),
-        ("epsilon_alone", ALONE, "limit of ε alone", "bottom"),
+    for view, colour, label, side, away in (
+        ("epsilon", TRUSTED, "limit of ε", "top", -5),
+        ("epsilon_alone", ALONE, "limit of ε alone", "bottom", 2),
     ):
         if view in drawn:
             axes.axhline(drawn[view], color=colour, linewidth=1.5, dashes=(4, 3), gid=f"{view}_limit")
-            axes.text(0.01, drawn[view], label, transform=axes.get_yaxis_transform(), color=INK, va=side,
-                      ha="left", fontsize=TEXT_PX, parse_math=False)  # fmt: skip
+            axes.annotate(label, (0.01, drawn[view]), (0, away), color=INK, va=side, fontsize=TEXT_PX, parse_math=False,
+                          xycoords=axes.get_yaxis_transform(), textcoords="offset points")  # fmt: skip
         spent = [row[view] for row in curve]
         axes.plot([0, *answers], [0.0, *spent], color=colour, linewidth=2.25, gid=view, clip_on=False)
         axes.plot(answers[-1:], spent[-1:], "o", color=colour, markersize=7, gid=f"{view}-last", clip_on=False)
