@@ -18,6 +18,7 @@ from client.data.registry import DataParts, check_data, check_enough, check_popu
 from client.guard import check_attempt, check_offer
 from client.handshake import exchange_keys, learn_secrets, peer_keys, read_joined, signed_ciphertexts
 from client.home import SiteHome, open_home
+from client.memory import give_back_freed_memory
 from client.plans import keep_offer
 from client.runstate import RUN_ID, RunState, forget_secrets, joined, load_state, save_state
 from client.training.batch import normalised
@@ -237,6 +238,8 @@ class SiteAgent:
         state, attempt = self._attempt(envelope, pb.Round)
         batch = self._data(state).training
         answer = answer_attempt(self._home, self._ledger, state, attempt, engine=self._engine(state), batch=batch)
+        if state.plan.model.head != "linear":
+            give_back_freed_memory()  # which the engine keeps from step to step
         answer.head.CopyFrom(self._head(envelope.run_id))
         return answer
 

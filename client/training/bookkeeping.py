@@ -26,7 +26,7 @@ from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from client.device import DeviceName, choose_device, keep_full_precision
-from client.memory import give_back_freed_memory
+from client.memory import keep_freed_memory
 from client.training.batch import PatientBatch
 from client.training.chunks import Chunk, chunks_of_patients, patients_beyond
 from client.training.engine import Precision, clipping_factors, gives_zeros
@@ -49,13 +49,12 @@ from client.training.self_check import (
 from client.training.threads import Workers
 from common.errors import ConfigurationError
 
-LARGE_DIMENSION = 1 << 20
 LARGEST_CHUNK = 256
 USUAL_CHUNK = 64
 CHUNK_OVERHEAD = 32  # what a chunk costs besides its rows, in rows of a small network
 SMALLEST_CHUNK = 16  # unless the memory below does not suffice
 CHUNK_BYTES = {"cpu": 128 << 20, "cuda": 2 << 30}  # of activations and gradients per record, of all lanes together
-CACHED_BYTES = 8 << 20  # a chunk of more records than the smallest is not larger than this: it would be no faster
+CACHED_BYTES = 32 << 20  # a chunk of more records than the smallest is not larger than this: it would be no faster
 MOST_LANES = 4  # with more, a layer's sum is read and written too often
 LANE_BYTES = 1 << 20  # a chunk of less is not worth a thread of its own
 
@@ -110,6 +109,8 @@ class BookkeepingEngine:
         refuse_unfit_loss(loss, classes=classes)
         keep_full_precision()
         self.device = choose_device(device)
+        if self.device.type == "cpu":
+            keep_freed_memory()
         self._inputs = inputs
         self._classes = classes
         self._precision = precision
@@ -180,8 +181,6 @@ class BookkeepingEngine:
         for wave in _waves(chunks, len(self._lanes)):
             layers = _by_layer(self._workers.map(weighted, self._lanes, wave))
             layers.sort(key=lambda parts: -sum(self._sizes[place] for some, _ in parts for place in some.places))
-            if self._dimension >= LARGE_DIMENSION:
-                give_back_freed_memory()  # the total, which is as large again, is written only now
             self._workers.map(lambda parts: _add_parts(parts, total), layers)
 
     def _load(self, parameters: NDArray[np.float32]) -> None:

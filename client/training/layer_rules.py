@@ -76,7 +76,7 @@ def forward_statistics(layer: nn.Module, output: torch.Tensor) -> tuple[torch.Te
     inverse_deviations = getattr(output.grad_fn, "_saved_result2", None)
     if means is None or inverse_deviations is None:
         return ()
-    return means, inverse_deviations
+    return means.detach(), inverse_deviations.detach()  # or they hold the graph, whose hook holds them
 
 
 def _linear(layer: nn.Linear, seen: Recorded, patients: int) -> list[PerPatientGradients]:

@@ -141,8 +141,8 @@ class RankOne:
 
     def __init__(self, inputs: torch.Tensor, gradients: torch.Tensor, *, weight: bool, bias: bool) -> None:
         """Take a of shape (P, in) and g of shape (P, out)."""
-        self._inputs = inputs.double()
-        self._gradients = gradients.double()
+        self._inputs = inputs
+        self._gradients = gradients
         self._weight = weight
         self._bias = bias
 
@@ -153,10 +153,10 @@ class RankOne:
 
     def squared_norms(self) -> torch.Tensor:
         """See `PerPatientGradients.squared_norms`."""
-        lengths = _squares(self._gradients)
+        lengths = _squares_of_columns(self._gradients)
         if not self._weight:
             return lengths
-        return lengths * _squares(self._inputs).add_(float(self._bias))
+        return lengths * _squares_of_columns(self._inputs).add_(float(self._bias))
 
     def silence(self, patients: torch.Tensor) -> None:
         """See `PerPatientGradients.silence`."""
@@ -165,10 +165,13 @@ class RankOne:
 
     def add_weighted_sum(self, factors: torch.Tensor, totals: Sequence[torch.Tensor]) -> None:
         """See `PerPatientGradients.add_weighted_sum`."""
-        if self._weight:
-            totals[0].addmm_((self._gradients * factors[:, None]).mT, self._inputs)
+        gradients = self._gradients.double()
         if self._bias:
-            totals[-1].addmv_(self._gradients.mT, factors)
+            totals[-1].addmv_(gradients.mT, factors)
+        if self._weight and self._inputs.shape[1] < gradients.shape[1]:  # there are fewer numbers to weight
+            totals[0].addmm_(gradients.mT, self._inputs * factors[:, None])
+        elif self._weight:
+            totals[0].addmm_((gradients * factors[:, None]).mT, self._inputs.double())
 
 
 class PositionLayout(Protocol):
@@ -307,8 +310,8 @@ def _squares_of_columns(rows: torch.Tensor) -> torch.Tensor:
 
 def _squares(rows: torch.Tensor) -> torch.Tensor:
     """Squared length of each row of a float64 matrix."""
-    squares: torch.Tensor = torch.linalg.vecdot(rows, rows)
-    return squares
+    lengths: torch.Tensor = torch.linalg.vector_norm(rows, dim=1)
+    return lengths.square_()
 
 
 def _gram(rows: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,5 @@
 import copy
+import gc
 
 import numpy as np
 import pytest
@@ -170,6 +171,28 @@ def test_every_layer_agrees_with_one_record_at_a_time(name, precision):
         expected = module_by_the_loop(oracle, batch, clipping_norm=clipping_norm)
         tolerance = 1e-4 if precision == "float32" else 1e-6
         assert np.linalg.norm(found - expected) <= tolerance * np.linalg.norm(expected)
+
+
+def living_tensors():
+    return sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
+@pytest.mark.parametrize("name", MODULES)
+def test_nothing_of_a_patient_stays_in_memory(name):
+    make, inputs = MODULES[name]
+    module = randomised(make)
+    engine = BookkeepingEngine(module, inputs=inputs, classes=3, device="cpu", chunk_records=8)
+    parameters, batch = flat(module), patients_of([1, 1, 4, 2, 3, 11], inputs)
+    engine.clipped_sum(parameters, batch, clipping_norm=1.0)
+    gc.collect()  # what earlier tests left
+    gc.disable()  # so that nothing is forgiven that waits for a collection
+    try:
+        before = living_tensors()
+        engine.clipped_sum(parameters, batch, clipping_norm=1.0)
+        assert living_tensors() == before
+    finally:
+        gc.enable()
 
 
 def test_bfloat16_changes_the_passes_and_not_the_bound():
