@@ -92,12 +92,10 @@ def fedward(
 
         def update(starts: NDArray[np.int64], stream: torch.Generator) -> None:
             for start in starts.tolist():  # a block stays in the processor's cache through all of it
-                part, own = total[start : start + _BLOCK], parameters[start : start + _BLOCK]
+                part = torch.from_numpy(total[start : start + _BLOCK]).float()
                 if noise_multiplier and noise == "float":
-                    drawn = torch.empty(part.shape).normal_(0.0, noise_multiplier * CLIPPING_NORM, generator=stream)
-                    part += drawn.numpy()
-                part *= LEARNING_RATE / case.batch
-                np.subtract(own, part, out=own, casting="same_kind")
+                    part += torch.empty_like(part).normal_(0.0, noise_multiplier * CLIPPING_NORM, generator=stream)
+                torch.from_numpy(parameters[start : start + _BLOCK]).sub_(part, alpha=LEARNING_RATE / case.batch)
 
         workers.map(update, shares, streams)
 
